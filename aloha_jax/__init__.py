@@ -1,0 +1,1 @@
+"""PPO in JAX that learns ALOHA peg insertion from camera pixels."""

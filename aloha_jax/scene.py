@@ -1,0 +1,171 @@
+"""gym_aloha's own MJCF, edited with `MjSpec` into the models that physics and rendering use.
+
+No asset is copied: the XML and meshes are read from the installed `gym_aloha` package. Every edit is listed in `load_spec`
+(things that change nothing physical: sensors, sites, a fixed camera), `fast_physics` and `cheap_visuals`.
+"""
+
+import dataclasses
+import functools
+import pathlib
+
+import gym_aloha
+import mujoco
+import numpy as np
+
+ASSETS = pathlib.Path(gym_aloha.__file__).parent / "assets"
+
+ARMS = ("left", "right")
+FINGERS = ("left", "right")
+ARM_QPOS = {"left": slice(0, 6), "right": slice(8, 14)}  # six arm joints
+FINGER_QPOS = {"left": 6, "right": 14}  # the finger that gym_aloha reads as "the gripper"
+PEG_QPOS = slice(16, 23)  # position, quaternion (w, x, y, z)
+SOCKET_QPOS = slice(23, 30)
+PEG_QVEL = slice(16, 22)
+SOCKET_QVEL = slice(22, 28)
+
+FRAME_SHAPE = (480, 640)  # height, width of gym_aloha's camera frames
+CONTROL_TIMESTEP = 0.02  # seconds; 50 Hz
+
+# Inner side of a fingertip in its finger's frame, metres (read off the convex hull of the finger mesh); y for the left finger.
+FINGERTIP = (0.075, -0.0224, 0.0)
+
+SOCKET_WALLS = ("socket-1", "socket-2", "socket-3", "socket-4")
+
+
+def finger_geom(arm: str, finger: str) -> str:
+    return f"vx300s_{arm}/10_{finger}_gripper_finger"
+
+
+# Touch predicate -> (geoms of the one side, geoms of the other). One contact sensor per pair; a predicate is true if any fires.
+# Names follow the arm that owns the finger: the right arm handles the peg, the left arm the socket.
+INSERTION_TOUCHES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "peg_finger_left": (("red_peg",), (finger_geom("right", "left"),)),
+    "peg_finger_right": (("red_peg",), (finger_geom("right", "right"),)),
+    "socket_finger_left": (SOCKET_WALLS, (finger_geom("left", "left"),)),
+    "socket_finger_right": (SOCKET_WALLS, (finger_geom("left", "right"),)),
+    "peg_table": (("red_peg",), ("table",)),
+    "socket_table": (SOCKET_WALLS, ("table",)),
+    "peg_socket": (("red_peg",), SOCKET_WALLS),
+    "peg_pin": (("red_peg",), ("pin",)),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskScene:
+    """What a task needs from the scene: its MJCF file and the touches its reward reads."""
+
+    xml: str
+    touches: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
+
+
+TASK_SCENES = {"insertion": TaskScene("bimanual_viperx_insertion.xml", INSERTION_TOUCHES)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """A compiled model and the addresses the rest of the program reads.
+
+    Attributes:
+        model: the compiled `MjModel`.
+        substeps: physics steps per control step, so that `substeps * timestep` is 0.02 s.
+        sensors: sensor name -> slice of `sensordata`.
+        touches: touch predicate -> indices into `sensordata`; the predicate holds if any of them is positive.
+        fresh_sensors: whether `sensordata` of a step belongs to the new positions, as in dm_control. `mj_step` evaluates sensors
+            before it integrates, so this costs one more substep per control step; otherwise they lag by one substep.
+    """
+
+    model: mujoco.MjModel
+    substeps: int
+    sensors: dict[str, slice]
+    touches: dict[str, np.ndarray]
+    fresh_sensors: bool
+
+
+def load_spec(task: str = "insertion") -> mujoco.MjSpec:
+    """gym_aloha's MJCF plus what observes it: touch and frame sensors, fingertip sites, a `top` camera with a fixed frame."""
+    touches = TASK_SCENES[task].touches
+    spec = mujoco.MjSpec.from_file(str(ASSETS / TASK_SCENES[task].xml))
+    _fix_camera(spec, "top")
+    for arm in ARMS:
+        for finger in FINGERS:
+            x, y, z = FINGERTIP
+            site = f"{arm}/{finger}_fingertip"
+            body = spec.body(f"vx300s_{arm}/{finger}_finger_link")
+            body.add_site(name=site, pos=(x, y if finger == "left" else -y, z), size=(0.003,) * 3, group=4)
+            _add_frame_sensor(spec, f"{site}/pos", mujoco.mjtSensor.mjSENS_FRAMEPOS, mujoco.mjtObj.mjOBJ_SITE, site)
+        link = f"vx300s_{arm}/gripper_link"
+        _add_frame_sensor(spec, f"{arm}/gripper/quat", mujoco.mjtSensor.mjSENS_FRAMEQUAT, mujoco.mjtObj.mjOBJ_XBODY, link)
+    for name, (side_a, side_b) in touches.items():
+        for i, (geom_a, geom_b) in enumerate((a, b) for a in side_a for b in side_b):
+            _add_touch_sensor(spec, f"touch/{name}/{i}", geom_a, geom_b)
+    return spec
+
+
+def _fix_camera(spec: mujoco.MjSpec, name: str) -> None:
+    """Replace a `targetbody` camera by a fixed one with the frame that C MuJoCo computes.
+
+    The `top` camera stands exactly above its target, where MJX and Warp compute a degenerate frame (a constant grey picture).
+    """
+    model = spec.compile()
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    rotation = data.camera(name).xmat
+    quat = np.empty(4)
+    mujoco.mju_mat2Quat(quat, rotation)
+    camera = spec.camera(name)
+    camera.mode = mujoco.mjtCamLight.mjCAMLIGHT_FIXED
+    camera.targetbody = ""
+    camera.quat = quat
+
+
+def _add_frame_sensor(
+    spec: mujoco.MjSpec, name: str, kind: mujoco.mjtSensor, objtype: mujoco.mjtObj, objname: str
+) -> None:
+    spec.add_sensor(name=name, type=kind, objtype=objtype, objname=objname)
+
+
+def _add_touch_sensor(spec: mujoco.MjSpec, name: str, geom_a: str, geom_b: str) -> None:
+    """A contact sensor that counts the contacts between two geoms, in whichever order the collision pair is stored."""
+    found_only = 1 << mujoco.mjtConDataField.mjCONDATA_FOUND.value
+    no_reduction, one_slot = 0, 1
+    spec.add_sensor(
+        name=name,
+        type=mujoco.mjtSensor.mjSENS_CONTACT,
+        objtype=mujoco.mjtObj.mjOBJ_GEOM,
+        objname=geom_a,
+        reftype=mujoco.mjtObj.mjOBJ_GEOM,
+        refname=geom_b,
+        intprm=(found_only, no_reduction, one_slot),
+    )
+
+
+def fast_physics(spec: mujoco.MjSpec) -> None:
+    """0.005 s steps and a capped solver: 2.5 times the speed at the same expert success (docs/architecture.md, Scene)."""
+    spec.option.timestep = 0.005
+    spec.option.iterations = 4
+    spec.option.ls_iterations = 8
+
+
+@functools.cache
+def make_scene(task: str = "insertion", physics: str = "fast") -> Scene:
+    """The scene of a task for the physics engines.
+
+    Args:
+        task: a key of `TASK_SCENES`.
+        physics: `exact` (gym_aloha's own 10 x 0.002 s, sensors at the new positions) or `fast` (4 x 0.005 s).
+    """
+    if physics not in ("exact", "fast"):
+        raise ValueError(f"physics is 'exact' or 'fast', not {physics!r}")
+    spec = load_spec(task)
+    if physics == "fast":
+        fast_physics(spec)
+    model = spec.compile()
+    sensors = {
+        model.sensor(i).name: slice(model.sensor_adr[i], model.sensor_adr[i] + model.sensor_dim[i]) for i in range(model.nsensor)
+    }
+    touches = {
+        name: np.array([sensors[key].start for key in sensors if key.startswith(f"touch/{name}/")])
+        for name in TASK_SCENES[task].touches
+    }
+    substeps = round(CONTROL_TIMESTEP / model.opt.timestep)
+    return Scene(model, substeps, sensors, touches, fresh_sensors=physics == "exact")
