@@ -1,0 +1,25 @@
+"""The suite runs on the CPU, under JAX's strict modes, and remembers between runs what it compiled."""
+
+import os
+from collections.abc import Iterator
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("MUJOCO_GL", "egl")
+
+import jax
+import pytest
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    jax.config.update("jax_debug_key_reuse", True)
+    if config.cache is not None:  # None under `-p no:cacheprovider`
+        jax.config.update("jax_compilation_cache_dir", str(config.cache.mkdir("jax")))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+@pytest.fixture
+def rank_promotion() -> Iterator[None]:
+    """For tests that run MJX's `jax` implementation, which relies on implicit rank promotion."""
+    with jax.numpy_rank_promotion("allow"):
+        yield
