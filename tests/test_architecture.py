@@ -19,6 +19,7 @@ ORDER = [
     "pixels",
     "env",
     "networks",
+    "policy",
     "ppo",
     "training",
     "checkpoints",
