@@ -1,1 +1,31 @@
-"""PPO in JAX that learns ALOHA peg insertion from camera pixels."""
+"""PPO in JAX that learns ALOHA peg insertion from camera pixels.
+
+The Python surface: `make` builds a batched environment, `load_policy` loads what `train.py` saved.
+"""
+
+import importlib
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from aloha_jax.env import Env, EnvState, make
+    from aloha_jax.policy import Policy, load_policy
+
+__all__ = ["Env", "EnvState", "Policy", "load_policy", "make"]
+
+# Physics and rendering on the CPU run in host callbacks. With asynchronous dispatch on the CPU backend, a callback can wait for a
+# thread that waits for the callback (jax issues 24255 and 25861). The setting counts only before the first array is made.
+if "jax" in sys.modules:
+    sys.modules["jax"].config.update("jax_cpu_enable_async_dispatch", False)
+else:
+    os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
+
+_HOMES = {"Env": "env", "EnvState": "env", "make": "env", "Policy": "policy", "load_policy": "policy"}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports on first use: render workers import this package and must not pay for JAX."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"aloha_jax.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'aloha_jax' has no attribute {name!r}")

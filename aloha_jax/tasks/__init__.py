@@ -1,1 +1,11 @@
+"""Tasks: start poses, official reward, dense reward and observation features, one file per task. Pure functions of arrays."""
 
+from aloha_jax.scene import Scene
+from aloha_jax.tasks.insertion import Insertion
+
+TASKS = {"insertion": Insertion}
+
+
+def make_task(name: str, scene: Scene) -> Insertion:
+    """The task called `name` on its scene."""
+    return TASKS[name](scene)

@@ -1,0 +1,321 @@
+"""The configuration of a run: a frozen dataclass that is also the command line (tyro) and `config.json`, and the presets."""
+
+import dataclasses
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+FORMAT_VERSION = 1  # of config.json and of checkpoints
+
+# (features, kernel, stride) per convolution: Mnih et al. 2015, as in Stable-Baselines3's NatureCNN.
+NATURE_CNN = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+
+# The table between the arms in gym_aloha's 480x640 frame: (top, left, height, width) in pixels.
+WORK_AREA = (150, 208, 224, 224)
+
+
+class ConfigError(ValueError):
+    """A setting is wrong; the message says which, and what to do."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    """Every setting of a run. Each field is a flag of `train.py`; the text under it is the flag's help."""
+
+    # --- The run
+    preset: Literal["auto", "cpu", "gpu", "smoke", "guide"] = "auto"
+    """Defaults for everything below; `auto` takes `gpu` if JAX sees one, else `cpu`."""
+    log_dir: str = "runs/insertion"
+    """The run's directory: checkpoints, TensorBoard, evaluations, videos."""
+    resume: str | None = None
+    """Go on with the run in this directory, under its saved configuration."""
+    overwrite: bool = False
+    """Delete what is in --log-dir first."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where the learner runs."""
+    seed: int = 0
+    """Seeds networks, start poses, exploration and shuffling."""
+
+    # --- The environment
+    task: Literal["insertion"] = "insertion"
+    """What to learn."""
+    obs: Literal["pixels", "pixels_agent_pos", "state"] = "pixels_agent_pos"
+    """What the policy sees: the top camera, the camera and 14 joint positions, or the simulator's state."""
+    image_height: int = 64
+    """Height of the policy's picture, 1..480."""
+    image_width: int = 64
+    """Width of the policy's picture, 1..640."""
+    crop: tuple[int, int, int, int] | None = WORK_AREA
+    """Top, left, height and width in gym_aloha's 480x640 frame, resized to the picture; None: the whole frame."""
+    action: Literal["delta", "absolute"] = "delta"
+    """Changes of the joint targets, or gym_aloha's absolute joint targets."""
+    action_clip: float | None = 3.0
+    """Sampled actions are clipped to +- this before they reach the environment."""
+    reward: Literal["dense", "shaped", "sparse"] = "dense"
+    """Training reward: potentials (docs/learning.md), the guide's bonuses, or gym_aloha's own. Evaluation is always gym_aloha's."""
+    engine: Literal["auto", "c", "mjx"] = "auto"
+    """Physics: C MuJoCo on CPU threads, or MJX on the accelerator."""
+    impl: Literal["auto", "jax", "warp"] = "auto"
+    """Implementation of mjx."""
+    physics: Literal["fast", "exact"] = "fast"
+    """4 x 0.005 s with a capped solver, or gym_aloha's own 10 x 0.002 s."""
+    renderer: Literal["auto", "egl", "warp"] = "auto"
+    """Where pixels come from."""
+    render_quality: Literal["fast", "exact"] = "fast"
+    """Cheap visuals, or gym_aloha's own shadows and antialiasing (slow)."""
+    episode_length: int = 300
+    """Control steps (50 Hz) after which an episode is truncated; gym_aloha's is 300."""
+
+    # --- PPO
+    total_timesteps: int = 1_000_000
+    """Environment steps to train for, over all worlds."""
+    n_envs: int = 64
+    """Worlds stepped as one batch."""
+    n_steps: int = 32
+    """Steps per world and update."""
+    batch_size: int = 512
+    """Samples per minibatch."""
+    microbatch_size: int | None = None
+    """Samples whose gradient is computed at once; smaller needs less memory and changes nothing else."""
+    n_epochs: int = 4
+    """Passes over each rollout."""
+    learning_rate: float = 3e-4
+    """Adam's step size (at the start, if scheduled)."""
+    lr_schedule: Literal["constant", "linear", "adaptive"] = "constant"
+    """Keep it, anneal it to zero, or raise and lower it to hold the KL divergence near --target-kl."""
+    gamma: float = 0.985
+    """Discount per step."""
+    gae_lambda: float = 0.95
+    """Decay of generalised advantage estimation."""
+    clip_range: float = 0.2
+    """Clip of the probability ratio."""
+    clip_range_vf: float | None = None
+    """Clip of the change of the value; None: none."""
+    ent_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    vf_coef: float = 0.5
+    """Weight of the value loss."""
+    max_grad_norm: float = 0.5
+    """Gradients are scaled down to this global norm."""
+    target_kl: float | None = None
+    """Stop an update early above 1.5 times this divergence (`adaptive` schedule: the divergence to hold instead)."""
+    normalize_advantage: bool = True
+    """Whiten advantages per minibatch."""
+
+    # --- Networks
+    conv: tuple[tuple[int, int, int], ...] = NATURE_CNN
+    """Convolutions of the encoder: features, kernel, stride."""
+    features_dim: int = 512
+    """Size of the encoder's output."""
+    hidden_sizes: tuple[int, ...] = (256, 256)
+    """Hidden layers of the policy head and, separately, of the value head."""
+    activation: Literal["relu", "elu", "tanh"] = "tanh"
+    """Activation of the heads."""
+    privileged_critic: bool = False
+    """The value head sees the simulator's state instead of the observation (training only)."""
+    log_std_init: float = 0.0
+    """Initial log standard deviation of the actions."""
+    normalize_obs: bool = True
+    """Whiten vector observations by running statistics."""
+
+    # --- Records
+    checkpoint_freq: int = 100_000
+    """Environment steps between checkpoints."""
+    eval_freq: int = 50_000
+    """Environment steps between evaluations during training, in the training engine."""
+    eval_episodes: int = 16
+    """Episodes of each evaluation during training."""
+    final_eval_episodes: int = 10
+    """Episodes of the evaluation in gym_aloha after training; 0: none."""
+    final_video: bool = True
+    """Film the first of them."""
+
+    # --- Derived values
+
+    @property
+    def rollout_size(self) -> int:
+        """Environment steps per update."""
+        return self.n_envs * self.n_steps
+
+    @property
+    def num_updates(self) -> int:
+        """Updates of the run: the fewest that reach `total_timesteps`."""
+        return -(-self.total_timesteps // self.rollout_size)
+
+    @property
+    def has_pixels(self) -> bool:
+        """Whether anything must be rendered."""
+        return self.obs != "state"
+
+    # --- Checks and round trip
+
+    def validate(self) -> "Config":
+        """Self, if every setting and combination makes sense.
+
+        Raises:
+            ConfigError: naming the flag and the remedy.
+        """
+        for name in ("total_timesteps", "n_envs", "n_steps", "batch_size", "n_epochs", "features_dim", "episode_length"):
+            _require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
+        for name in ("checkpoint_freq", "eval_freq", "eval_episodes"):
+            _require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
+        for name in ("learning_rate", "max_grad_norm", "clip_range"):
+            _require(0 < getattr(self, name) < float("inf"), name, "must be positive and finite", getattr(self, name))
+        for name in ("gamma", "gae_lambda"):
+            _require(0 <= getattr(self, name) <= 1, name, "must lie in 0..1", getattr(self, name))
+        for name in ("ent_coef", "vf_coef", "final_eval_episodes", "seed"):
+            _require(0 <= getattr(self, name) < float("inf"), name, "must not be negative", getattr(self, name))
+        for name in ("action_clip", "clip_range_vf", "target_kl", "microbatch_size"):
+            value = getattr(self, name)
+            _require(value is None or 0 < value < float("inf"), name, "must be positive", value)
+        self._validate_pixels()
+        self._validate_batches()
+        return self
+
+    def _validate_batches(self) -> None:
+        rollout = f"--n-envs {self.n_envs} x --n-steps {self.n_steps} = {self.rollout_size}"
+        _require(self.rollout_size % self.batch_size == 0, "batch_size", f"must divide {rollout}", self.batch_size)
+        micro = self.microbatch_size
+        _require(micro is None or self.batch_size % micro == 0, "microbatch_size", f"must divide --batch-size {self.batch_size}", micro)
+        adaptive = self.lr_schedule == "adaptive"
+        _require(not adaptive or self.target_kl is not None, "lr_schedule", "adaptive needs --target-kl", self.lr_schedule)
+
+    def _validate_pixels(self) -> None:
+        _require(1 <= self.image_height <= 480, "image_height", "must lie in 1..480", self.image_height)
+        _require(1 <= self.image_width <= 640, "image_width", "must lie in 1..640", self.image_width)
+        if self.crop is not None:
+            top, left, height, width = self.crop
+            inside = 0 <= top and 0 <= left and 1 <= height <= 480 - top and 1 <= width <= 640 - left
+            _require(inside, "crop", "(top left height width) must lie inside the 480x640 frame", self.crop)
+        if self.has_pixels:
+            height, width = self.image_height, self.image_width
+            for features, kernel, stride in self.conv:
+                _require(min(features, kernel, stride) >= 1, "conv", "needs positive features, kernel, stride", self.conv)
+                height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
+                hint = f"shrinks a {self.image_height}x{self.image_width} picture to nothing: take a larger picture or smaller kernels"
+                _require(height >= 1 and width >= 1, "conv", hint, self.conv)
+
+    def to_json(self) -> str:
+        """The configuration as JSON, with the format's version."""
+        return json.dumps({"format_version": FORMAT_VERSION, **dataclasses.asdict(self)}, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "config.json") -> "Config":
+        """The configuration that `to_json` wrote.
+
+        Raises:
+            ConfigError: not JSON, another format version, an unknown or ill-typed setting, or one that `validate` refuses.
+        """
+        try:
+            values = json.loads(text)
+        except ValueError as error:
+            raise ConfigError(f"{source} is not valid JSON: {error}") from None
+        if not isinstance(values, dict):
+            raise ConfigError(f"{source} must hold a JSON object")
+        version = values.pop("format_version", None)
+        if version != FORMAT_VERSION:
+            raise ConfigError(f"{source} has format version {version}; this program reads version {FORMAT_VERSION}")
+        hints = typing.get_type_hints(cls)
+        unknown = sorted(set(values) - set(hints))
+        if unknown:
+            raise ConfigError(f"{source} has unknown settings: {', '.join(unknown)}")
+        return cls(**{name: _typed(value, hints[name], f"{source}: {name}") for name, value in values.items()}).validate()
+
+    @classmethod
+    def load(cls, path: Path) -> "Config":
+        """Read a config.json.
+
+        Raises:
+            ConfigError: the file is missing, unreadable or wrong.
+        """
+        try:
+            text = path.read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+        return cls.from_json(text, str(path))
+
+
+def _require(condition: bool, name: str, rule: str, value: Any) -> None:
+    if not condition:
+        raise ConfigError(f"--{name.replace('_', '-')} {rule}, got {value}")
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """`value` from JSON as the type `hint`, tuples restored."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return None if value is None else _typed(value, next(a for a in args if a is not type(None)), where)
+    if origin is Literal:
+        if value in args and isinstance(value, str):
+            return value
+        raise ConfigError(f"{where} is one of {', '.join(args)}; not {value!r}")
+    if origin is tuple:
+        if not isinstance(value, list) or (args[-1] is not Ellipsis and len(value) != len(args)):
+            raise ConfigError(f"{where} must be a list like {hint}, not {value!r}")
+        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        return tuple(_typed(v, kind, where) for v, kind in zip(value, kinds, strict=True))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not hint:
+        raise ConfigError(f"{where} must be of type {hint.__name__}, not {value!r}")
+    return value
+
+
+PRESETS: dict[str, Config] = {
+    "cpu": Config(preset="cpu"),
+    "gpu": Config(
+        preset="gpu",
+        n_envs=1024,
+        n_steps=32,
+        batch_size=4096,
+        total_timesteps=50_000_000,
+        checkpoint_freq=2_000_000,
+        eval_freq=2_000_000,
+        eval_episodes=128,
+        final_eval_episodes=50,
+    ),
+    "smoke": Config(
+        preset="smoke",
+        image_height=32,
+        image_width=32,
+        conv=((8, 4, 2), (16, 4, 2)),
+        features_dim=32,
+        hidden_sizes=(32,),
+        n_envs=4,
+        n_steps=16,
+        batch_size=32,
+        n_epochs=2,
+        total_timesteps=256,
+        checkpoint_freq=128,
+        eval_freq=128,
+        eval_episodes=2,
+        final_eval_episodes=1,
+        final_video=False,
+        episode_length=60,
+    ),
+    "guide": Config(
+        preset="guide",
+        obs="pixels",
+        image_height=480,
+        image_width=640,
+        crop=None,
+        action="absolute",
+        action_clip=1.0,  # the declared action space, to which Stable-Baselines3 clips
+        reward="shaped",
+        physics="exact",
+        n_envs=4,
+        n_steps=2048,
+        batch_size=64,
+        n_epochs=10,
+        learning_rate=3e-4,
+        ent_coef=0.01,
+        gamma=0.99,
+        conv=NATURE_CNN,
+        features_dim=512,
+        hidden_sizes=(256, 256),
+        normalize_obs=False,
+        total_timesteps=1_000_000,
+    ),
+}

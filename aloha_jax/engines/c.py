@@ -1,0 +1,125 @@
+"""C MuJoCo on the CPU: `mujoco.rollout` steps all worlds on a persistent thread pool, behind one pure callback.
+
+A world's state is MuJoCo's own float64 state (time, qpos, qvel) and the solver's warm start. It passes through JAX as its bits,
+`uint32[N, 2 * size]`, because JAX holds no float64 by default and rounding the state would make every trajectory another one.
+"""
+
+import functools
+import os
+import threading
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import mujoco.rollout
+import numpy as np
+from gym_aloha.constants import START_ARM_POSE, unnormalize_puppet_gripper_position
+
+from aloha_jax.engines import Physics
+from aloha_jax.scene import Scene
+
+FULL_PHYSICS = mujoco.mjtState.mjSTATE_FULLPHYSICS.value
+
+
+def action_to_ctrl(action: np.ndarray) -> np.ndarray:
+    """gym_aloha's `before_step`, batched: float[N, 14] targets -> float[N, 16] actuator controls, bit for bit.
+
+    Per arm: six joint angles (rad) and a gripper from 0 (closed) to 1 (open), which drives two fingers in opposite directions.
+    NumPy rather than JAX: a compiler may fuse the multiply and the add of the gripper's mapping and round once instead of twice.
+    """
+    left, right = action[:, :7], action[:, 7:]
+    columns = []
+    for arm in (left, right):
+        gripper = unnormalize_puppet_gripper_position(arm[:, 6:])
+        columns += [arm[:, :6], gripper, -gripper]
+    return np.concatenate(columns, axis=1)
+
+
+class CEngine:
+    """The Engine interface over `mujoco.rollout`."""
+
+    def __init__(self, scene: Scene, num_threads: int | None = None):
+        self.scene = scene
+        model = scene.model
+        self._num_threads = num_threads or len(os.sched_getaffinity(0))
+        self._pool = mujoco.rollout.Rollout(nthread=self._num_threads)
+        self._data = [mujoco.MjData(model) for _ in range(self._num_threads)]
+        self._lock = threading.Lock()  # one rollout at a time: the pool and its MjData are shared
+        self._state_size = mujoco.mj_stateSize(model, FULL_PHYSICS)
+        self._qpos = slice(1, 1 + model.nq)  # behind the time
+        self._qvel = slice(1 + model.nq, 1 + model.nq + model.nv)
+        self._start_ctrl = np.asarray(START_ARM_POSE, dtype=np.float64)
+
+    def reset(self, qpos: jax.Array, qvel: jax.Array) -> Physics:
+        return self._call(self._host_reset, qpos.shape[0], qpos, qvel)
+
+    def step(self, physics: Physics, action: jax.Array) -> Physics:
+        return self._call(self._host_step, action.shape[0], physics.internal, action)
+
+    def reset_where(self, mask: jax.Array, physics: Physics, qpos: jax.Array, qvel: jax.Array) -> Physics:
+        return self._call(self._host_reset_where, mask.shape[0], mask, physics, qpos, qvel)
+
+    def _call(self, host_function, num_worlds: int, *args) -> Physics:
+        model = self.scene.model
+        float_array = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
+        result = Physics(
+            jax.ShapeDtypeStruct((num_worlds, 2 * (self._state_size + model.nv)), jnp.uint32),
+            qpos=float_array((num_worlds, model.nq)),
+            qvel=float_array((num_worlds, model.nv)),
+            sensordata=float_array((num_worlds, model.nsensordata)),
+        )
+        return jax.pure_callback(host_function, result, *args)
+
+    def _host_reset(self, qpos, qvel) -> Physics:
+        qpos, qvel = np.asarray(qpos), np.asarray(qvel)
+        state = np.zeros((len(qpos), self._state_size))
+        state[:, self._qpos] = qpos
+        state[:, self._qvel] = qvel
+        warmstart = np.zeros((len(qpos), self.scene.model.nv))
+        return self._pack(state, warmstart, self._sense(state, warmstart))
+
+    def _host_step(self, bits, action) -> Physics:
+        state, warmstart = self._unpack(np.asarray(bits))
+        substeps = self.scene.substeps
+        # One more step only for its sensors, which `mj_step` evaluates before it integrates.
+        num_steps = substeps + 1 if self.scene.fresh_sensors else substeps
+        ctrl = action_to_ctrl(np.asarray(action)).astype(np.float64)
+        states, sensors = self._rollout(state, warmstart, ctrl, num_steps)
+        end, before = states[:, substeps - 1], states[:, substeps - 2] if substeps > 1 else state
+        # Euler without joint damping: the last acceleration is the velocity's last change. It warm-starts the next solve.
+        warmstart = (end[:, self._qvel] - before[:, self._qvel]) / self.scene.model.opt.timestep
+        return self._pack(end, warmstart, sensors[:, -1])
+
+    def _host_reset_where(self, mask, physics, qpos, qvel) -> Physics:
+        mask = np.asarray(mask)
+        old = Physics(*map(np.asarray, physics))
+        if not mask.any():
+            return old
+        new = self._host_reset(np.asarray(qpos)[mask], np.asarray(qvel)[mask])
+        merged = [array.copy() for array in old]
+        for target, source in zip(merged, new, strict=True):
+            target[mask] = source
+        return Physics(*merged)
+
+    def _sense(self, state: np.ndarray, warmstart: np.ndarray) -> np.ndarray:
+        ctrl = np.broadcast_to(self._start_ctrl, (len(state), len(self._start_ctrl)))
+        return self._rollout(state, warmstart, ctrl, num_steps=1)[1][:, -1]
+
+    def _rollout(self, state, warmstart, ctrl, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
+        """States float64[N, steps, size] and sensors float64[N, steps, nsensordata] under constant controls."""
+        if len(state) == 0:
+            sensors = np.zeros((0, num_steps, self.scene.model.nsensordata))
+            return np.zeros((0, num_steps, self._state_size)), sensors
+        with self._lock:
+            return self._pool.rollout(
+                self.scene.model, self._data, state, ctrl[:, None], nstep=num_steps, initial_warmstart=warmstart
+            )
+
+    def _pack(self, state: np.ndarray, warmstart: np.ndarray, sensordata: np.ndarray) -> Physics:
+        bits = np.concatenate([state, warmstart], axis=1).view(np.uint32)
+        float32 = functools.partial(np.asarray, dtype=np.float32)
+        return Physics(bits, float32(state[:, self._qpos]), float32(state[:, self._qvel]), float32(sensordata))
+
+    def _unpack(self, bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        both = np.ascontiguousarray(bits).view(np.float64)
+        return both[:, : self._state_size], both[:, self._state_size :]

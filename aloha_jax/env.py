@@ -1,0 +1,379 @@
+"""The functional, batched environment: `reset` and `step` are pure functions of `EnvState`, usable under `jit` and `scan`."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gym_aloha.constants import normalize_puppet_gripper_position
+
+from aloha_jax.engines import Engine, Physics, make_engine
+from aloha_jax.pixels import Renderer, make_renderer
+from aloha_jax.tasks import make_task
+from aloha_jax.tasks.insertion import Progress
+
+EPISODE_LENGTH = 300  # control steps; gym_aloha's registered time limit
+OBSERVATIONS = ("pixels", "pixels_agent_pos", "state")
+ACTIONS = ("delta", "absolute")
+REWARDS = ("dense", "shaped", "sparse")
+
+# One unit of a delta action moves a joint's target by 0.04 rad, a gripper's by 0.15 of its range.
+DELTA_SCALE = ((0.04,) * 6 + (0.15,)) * 2
+# How far a delta target may lead the measured joint (rad; gripper: share of the range). Without it targets wind up against an
+# obstacle or a joint's friction, and take as long to unwind.
+MAX_LEAD = (0.25, 0.25, 0.25, 1.0, 0.5, 1.0, 1.0) * 2
+
+Observation = jax.Array | dict[str, jax.Array]
+
+
+class Episode(NamedTuple):
+    """Statistics of the episode that the step just taken belongs to, per world.
+
+    Attributes:
+        total_reward: float32[N], sum of rewards so far.
+        length: int32[N], steps so far.
+        best_level: int32[N], highest official level so far.
+    """
+
+    total_reward: jax.Array
+    length: jax.Array
+    best_level: jax.Array
+
+
+class EnvState(NamedTuple):
+    """N worlds after a step. The world axis leads every array.
+
+    After `terminated` or `truncated`, `physics`, `obs` and `privileged` already belong to the next episode (autoreset), while
+    `level`, `reward`, `episode` and everything called `final_` belong to the step just taken.
+
+    Attributes:
+        physics: the engine's state.
+        target: float32[N, 14], control targets in gym_aloha's action meaning.
+        progress: what the dense reward remembers.
+        clock: int32[N], steps since reset (or more, if an episode was started late).
+        key: PRNG keys [N] for the starts to come.
+        obs: the observation: uint8[N, H, W, 3] (`pixels`), float32[N, 143] (`state`), or both `pixels` and float32[N, 14]
+            `agent_pos` in a dict (`pixels_agent_pos`).
+        privileged: float32[N, 143], what a critic may see whatever `obs` is.
+        final_obs: like `obs`, before any autoreset; bootstraps truncated episodes.
+        final_privileged: like `privileged`, before any autoreset.
+        final_qpos: float32[N, 30], joint positions before any autoreset.
+        reward: float32[N].
+        arm_reward: float32[N, 2], the reward's share of each arm (dense), or half of it each.
+        level: int32[N], official level 0..4 of the step just taken.
+        terminated: bool[N], success (or an object lost, under the dense reward).
+        truncated: bool[N], time limit (or physics that became invalid).
+        invalid: bool[N], worlds whose physics became non-finite and were reset.
+        episode: statistics.
+    """
+
+    physics: Physics
+    target: jax.Array
+    progress: Progress
+    clock: jax.Array
+    key: jax.Array
+    obs: Observation
+    privileged: jax.Array
+    final_obs: Observation
+    final_privileged: jax.Array
+    final_qpos: jax.Array
+    reward: jax.Array
+    arm_reward: jax.Array
+    level: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+    invalid: jax.Array
+    episode: Episode
+
+    @property
+    def qpos(self) -> jax.Array:
+        """float32[N, 30], joint positions (after any autoreset)."""
+        return self.physics.qpos
+
+    @property
+    def done(self) -> jax.Array:
+        """bool[N], whether the episode of the step just taken has ended."""
+        return self.terminated | self.truncated
+
+
+def _choose(mask: jax.Array, new, old):
+    """`new` where bool[N] `mask` holds, else `old`, for every array of two like pytrees."""
+    return jax.tree.map(lambda a, b: jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b), new, old)
+
+
+class Env:
+    """N worlds of a task behind `reset` and `step`. Build it with `make`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        task_name: str,
+        num_envs: int,
+        renderer: Renderer | None,
+        *,
+        obs: str,
+        action: str,
+        reward: str,
+        autoreset: bool = True,
+        episode_length: int = EPISODE_LENGTH,
+    ):
+        self.engine, self.renderer, self.num_envs = engine, renderer, num_envs
+        self.task = make_task(task_name, engine.scene)
+        self.obs, self.action, self.reward = obs, action, reward
+        self.autoreset, self.episode_length = autoreset, episode_length
+        self.target_low, self.target_high = target_limits(engine)
+
+    def reset(self, key: jax.Array) -> EnvState:
+        """Fresh worlds from one PRNG key."""
+        keys = jax.random.split(key, self.num_envs)
+        keys, start_keys = _split(keys)
+        qpos = jax.vmap(self.task.sample_start)(start_keys)
+        return self._start(qpos, jnp.zeros((self.num_envs, self.engine.scene.model.nv)), keys)
+
+    def reset_from(self, qpos: jax.Array, key: jax.Array | None = None) -> EnvState:
+        """Worlds at rest at float[N, 30] joint positions; `key` seeds the episodes after the first."""
+        expected = (self.num_envs, self.engine.scene.model.nq)
+        if jnp.shape(qpos) != expected:
+            raise ValueError(f"reset_from wants qpos of shape {expected}, not {jnp.shape(qpos)}")
+        keys = jax.random.split(jax.random.key(0) if key is None else key, self.num_envs)
+        qpos = jnp.asarray(qpos, jnp.float32)
+        return self._start(qpos, jnp.zeros((self.num_envs, self.engine.scene.model.nv)), keys)
+
+    def step(self, state: EnvState, action: jax.Array) -> EnvState:
+        """One control step (0.02 s) with float[N, 14] actions."""
+        action = jnp.asarray(action, jnp.float32)
+        if action.shape != (self.num_envs, 14):
+            raise ValueError(f"step wants actions of shape {(self.num_envs, 14)}, not {action.shape}")
+        target = self.next_target(state.target, self.task.agent_pos(state.physics), action)
+        physics = self.engine.step(state.physics, target)
+        invalid = ~jnp.isfinite(physics.qpos).all(axis=1) | ~(jnp.abs(physics.qvel) < 1e3).all(axis=1)
+        physics = _choose(invalid, state.physics, physics)  # the last good state ends the episode
+        level = jnp.where(invalid, 0, self.task.level(physics))
+
+        lost = self.task.lost(physics) & (self.reward == "dense")
+        terminated = ((level == self.task.num_levels) | lost) & ~invalid
+        clock = state.clock + 1
+        truncated = ((clock >= self.episode_length) | invalid) & ~terminated
+        arm_reward, progress = self._reward(state, physics, level, lost, action)
+        arm_reward = jnp.where(invalid[:, None], 0.0, arm_reward)
+        reward = arm_reward.sum(axis=1)
+        after = state._replace(
+            physics=physics,
+            target=target,
+            progress=progress,
+            clock=clock,
+            reward=reward,
+            arm_reward=arm_reward,
+            level=level,
+            terminated=terminated,
+            truncated=truncated,
+            invalid=invalid,
+            episode=self._episode(state, reward, level),
+        )
+        return self._observe_and_reset(after)
+
+    def next_target(self, target: jax.Array, agent_pos: jax.Array, action: jax.Array) -> jax.Array:
+        """Control targets float32[N, 14] from the last ones, the measured joints and an action (the action itself if absolute)."""
+        if self.action == "absolute":
+            return action
+        return delta_target(target, agent_pos, action, self.target_low, self.target_high)
+
+    def _start(self, qpos: jax.Array, qvel: jax.Array, keys: jax.Array) -> EnvState:
+        num_worlds = qpos.shape[0]
+        physics = self.engine.reset(qpos, qvel)
+        progress = self.task.start_progress(physics)
+        clock = jnp.zeros(num_worlds, jnp.int32)
+        target = self.task.agent_pos(physics)
+        privileged = self._privileged(physics, target, progress, clock)
+        obs, _ = self._observe(physics, physics, jnp.zeros(num_worlds, bool), privileged, privileged)
+        return EnvState(
+            physics=physics,
+            target=target,
+            progress=progress,
+            clock=clock,
+            key=keys,
+            obs=obs,
+            privileged=privileged,
+            final_obs=obs,
+            final_privileged=privileged,
+            final_qpos=physics.qpos,
+            reward=jnp.zeros(num_worlds),
+            arm_reward=jnp.zeros((num_worlds, 2)),
+            level=self.task.level(physics),
+            terminated=jnp.zeros(num_worlds, bool),
+            truncated=jnp.zeros(num_worlds, bool),
+            invalid=jnp.zeros(num_worlds, bool),
+            episode=Episode(jnp.zeros(num_worlds), jnp.zeros(num_worlds, jnp.int32), jnp.zeros(num_worlds, jnp.int32)),
+        )
+
+    def _observe_and_reset(self, state: EnvState) -> EnvState:
+        """Fill in the final observation, start new episodes where one has ended, and observe those."""
+        final = state.physics
+        final_privileged = self._privileged(final, state.target, state.progress, state.clock)
+        if not self.autoreset:
+            obs, _ = self._observe(final, final, jnp.zeros_like(state.done), final_privileged, final_privileged)
+            return state._replace(
+                obs=obs, privileged=final_privileged, final_obs=obs, final_privileged=final_privileged, final_qpos=final.qpos
+            )
+        done = state.done
+        keys, start_keys = _split(state.key)
+        qpos = jax.vmap(self.task.sample_start)(start_keys)
+        physics = self.engine.reset_where(done, final, qpos, jnp.zeros_like(final.qvel))
+        fresh = (self.task.agent_pos(physics), self.task.start_progress(physics), jnp.zeros_like(state.clock))
+        target, progress, clock = _choose(done, fresh, (state.target, state.progress, state.clock))
+        privileged = self._privileged(physics, target, progress, clock)
+        obs, final_obs = self._observe(physics, final, done, privileged, final_privileged)
+        return state._replace(
+            physics=physics,
+            target=target,
+            progress=progress,
+            clock=clock,
+            key=jnp.where(done, keys, state.key),
+            obs=obs,
+            privileged=privileged,
+            final_obs=final_obs,
+            final_privileged=final_privileged,
+            final_qpos=final.qpos,
+        )
+
+    def _reward(
+        self, state: EnvState, physics: Physics, level: jax.Array, lost: jax.Array, action: jax.Array
+    ) -> tuple[jax.Array, Progress]:
+        """Reward per arm float32[N, 2] and the episode's progress."""
+        dense, progress = self.task.dense(physics, state.progress, level, lost, action)
+        if self.reward == "dense":
+            return dense, progress
+        reward = level.astype(jnp.float32)
+        if self.reward == "shaped":
+            # The guide's: +1 % of the current reward, +0.1 when the level rises above the episode's best.
+            reward = 1.01 * reward + 0.1 * (level > state.progress.best_level)
+        return jnp.stack([0.5 * reward, 0.5 * reward], axis=1), progress
+
+    def _episode(self, state: EnvState, reward: jax.Array, level: jax.Array) -> Episode:
+        fresh = jax.tree.map(jnp.zeros_like, state.episode)
+        before = _choose(state.done, fresh, state.episode) if self.autoreset else state.episode
+        return Episode(before.total_reward + reward, before.length + 1, jnp.maximum(before.best_level, level))
+
+    def _privileged(self, physics: Physics, target: jax.Array, progress: Progress, clock: jax.Array) -> jax.Array:
+        return self.task.features(physics, target, progress, 1.0 - clock / self.episode_length)
+
+    def _observe(
+        self, physics: Physics, final: Physics, done: jax.Array, privileged: jax.Array, final_privileged: jax.Array
+    ) -> tuple[Observation, Observation]:
+        """Observations of worlds now and before their reset; the two differ only where `done`."""
+        if self.obs == "state":
+            return privileged, final_privileged
+        pixels, final_pixels = self._render(physics.qpos, final.qpos, done)
+        if self.obs == "pixels":
+            return pixels, final_pixels
+        return (
+            {"pixels": pixels, "agent_pos": self.task.agent_pos(physics)},
+            {"pixels": final_pixels, "agent_pos": self.task.agent_pos(final)},
+        )
+
+    def _render(self, qpos: jax.Array, final_qpos: jax.Array, done: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Frames uint8[N, H, W, 3] of all worlds now, and before their reset; worlds that go on are rendered once."""
+        renderer = self.renderer
+        assert renderer is not None
+
+        def render(qpos, final_qpos, done):
+            qpos, final_qpos, done = np.asarray(qpos), np.asarray(final_qpos), np.asarray(done)
+            frames = renderer.render(np.concatenate([qpos, final_qpos[done]]))
+            pixels, final_pixels = frames[: len(qpos)], frames[: len(qpos)].copy()
+            final_pixels[done] = frames[len(qpos) :]
+            return pixels, final_pixels
+
+        frames = jax.ShapeDtypeStruct((qpos.shape[0], renderer.height, renderer.width, 3), jnp.uint8)
+        return jax.pure_callback(render, (frames, frames), qpos, final_qpos, done)
+
+
+def _split(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Split each of N keys in two."""
+    pairs = jax.vmap(jax.random.split)(keys)
+    return pairs[:, 0], pairs[:, 1]
+
+
+def target_limits(engine: Engine) -> tuple[jax.Array, jax.Array]:
+    """Lowest and highest control targets, float32[14] each, in gym_aloha's action meaning: the actuators' control ranges."""
+    low, high = engine.scene.model.actuator_ctrlrange.T
+    arms = []
+    for bound in (low, high):
+        left, right = bound[:8], bound[8:]
+        arms.append([*left[:6], normalize_puppet_gripper_position(left[6]), *right[:6], normalize_puppet_gripper_position(right[6])])
+    return jnp.array(arms[0], jnp.float32), jnp.array(arms[1], jnp.float32)
+
+
+def delta_target(target: jax.Array, agent_pos: jax.Array, action: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
+    """Add a delta action to the current target: scaled, clipped to the control range and to a lead over the measured joints.
+
+    Args:
+        target: float32[N, 14], current control targets.
+        agent_pos: float32[N, 14], measured joint positions.
+        action: float32[N, 14], in units of `DELTA_SCALE`.
+        low: float32[14], lowest targets.
+        high: float32[14], highest targets.
+    """
+    scale, lead = jnp.array(DELTA_SCALE)[None], jnp.array(MAX_LEAD)[None]
+    moved = jnp.clip(target + scale * action, low[None], high[None])
+    return jnp.clip(moved, agent_pos - lead, agent_pos + lead)
+
+
+def make(
+    task: str = "insertion",
+    num_envs: int = 1,
+    *,
+    engine: str = "c",
+    impl: str = "auto",
+    physics: str = "fast",
+    obs: str = "state",
+    action: str = "absolute",
+    reward: str = "sparse",
+    image_height: int = 64,
+    image_width: int = 64,
+    crop: tuple[int, int, int, int] | None = None,
+    renderer: str = "auto",
+    render_quality: str = "fast",
+    autoreset: bool = True,
+    episode_length: int = EPISODE_LENGTH,
+) -> Env:
+    """Build a batched environment.
+
+    Args:
+        task: `insertion`.
+        num_envs: number of worlds, N.
+        engine: `c` (C MuJoCo on a thread pool).
+        impl: implementation of the `mjx` engine; unused by `c`.
+        physics: `exact` (gym_aloha's 10 x 0.002 s) or `fast` (4 x 0.005 s, capped solver).
+        obs: `pixels`, `pixels_agent_pos` or `state`.
+        action: `absolute` (gym_aloha's meaning) or `delta` (`delta_target`).
+        reward: `sparse` (gym_aloha's level), `shaped` (the guide's) or `dense`.
+        image_height: height of the pixels, 1..480.
+        image_width: width of the pixels, 1..640.
+        crop: (top, left, height, width) in gym_aloha's 480x640 frame, resized to the image; the whole frame if None.
+        renderer: `auto` or `egl`.
+        render_quality: `fast` (for training) or `exact` (gym_aloha's shadows and antialiasing).
+        autoreset: whether an ended episode is followed by a new one in the same step.
+        episode_length: control steps after which an episode is truncated.
+
+    Raises:
+        ValueError: an argument is not one of its choices.
+    """
+    for name, value, choices in (("obs", obs, OBSERVATIONS), ("action", action, ACTIONS), ("reward", reward, REWARDS)):
+        if value not in choices:
+            raise ValueError(f"{name} is one of {', '.join(choices)}; not {value!r}")
+    if num_envs < 1:
+        raise ValueError(f"num_envs is at least 1, not {num_envs}")
+    frames = None
+    if obs != "state":
+        frames = make_renderer(renderer, task, image_height, image_width, crop, quality=render_quality)
+    return Env(
+        make_engine(engine, task, physics),
+        task,
+        num_envs,
+        frames,
+        obs=obs,
+        action=action,
+        reward=reward,
+        autoreset=autoreset,
+        episode_length=episode_length,
+    )

@@ -1,0 +1,192 @@
+"""Actor and critic (Flax linen), the Gaussian policy's formulas, and running observation normalisation."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from aloha_jax.config import NATURE_CNN
+
+ACTION_SIZE = 14
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"relu": nn.relu, "elu": nn.elu, "tanh": nn.tanh}
+
+
+# --- Modules -----------------------------------------------------------------------------------------------------------------
+
+
+def _dense(size: int, gain: float = math.sqrt(2)) -> nn.Dense:
+    """Orthogonal initialisation with the gains of Stable-Baselines3: sqrt(2) inside, 0.01 for actions, 1 for values."""
+    return nn.Dense(size, kernel_init=nn.initializers.orthogonal(gain))
+
+
+class PixelEncoder(nn.Module):
+    """uint8[B, H, W, 3] -> float32[B, features_dim].
+
+    Attributes:
+        conv: (features, kernel, stride) per convolution, unpadded.
+        features_dim: size of the dense layer behind them.
+    """
+
+    conv: Sequence[tuple[int, int, int]] = NATURE_CNN
+    features_dim: int = 512
+
+    @nn.compact
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        x = pixels.astype(jnp.float32) / 255.0
+        for features, kernel, stride in self.conv:
+            init = nn.initializers.orthogonal(math.sqrt(2))
+            x = nn.relu(nn.Conv(features, (kernel, kernel), (stride, stride), padding="VALID", kernel_init=init)(x))
+        return nn.relu(_dense(self.features_dim)(x.reshape(x.shape[0], -1)))
+
+
+class Mlp(nn.Module):
+    """Hidden layers and a linear output: float32[..., any] -> float32[..., output_size]."""
+
+    hidden_sizes: Sequence[int]
+    output_size: int
+    activation: str
+    output_gain: float
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for size in self.hidden_sizes:
+            x = ACTIVATIONS[self.activation](_dense(size)(x))
+        return _dense(self.output_size, self.output_gain)(x)
+
+
+class Gaussian(NamedTuple):
+    """A diagonal Gaussian over actions: mean float32[..., 14], log standard deviation of the same shape."""
+
+    mean: jax.Array
+    log_std: jax.Array
+
+
+class ActorCritic(nn.Module):
+    """Policy and value networks over one observation.
+
+    Pixels pass through an encoder that both heads share; proprioception joins behind it. A privileged critic has no part in the
+    encoder: it sees the simulator's state (asymmetric actor-critic, Pinto et al. 2017).
+
+    Attributes:
+        conv: see `PixelEncoder`.
+        features_dim: see `PixelEncoder`.
+        hidden_sizes: of the policy head and, separately, of the value head.
+        activation: of the heads: `relu`, `elu` or `tanh`.
+        privileged_critic: whether the value head sees `privileged` instead of the observation.
+        log_std_init: initial log standard deviation of every action.
+        action_size: 14 for two ViperX arms.
+    """
+
+    conv: Sequence[tuple[int, int, int]] = NATURE_CNN
+    features_dim: int = 512
+    hidden_sizes: Sequence[int] = (256, 256)
+    activation: str = "tanh"
+    privileged_critic: bool = False
+    log_std_init: float = 0.0
+    action_size: int = ACTION_SIZE
+
+    def setup(self) -> None:
+        self.encoder = PixelEncoder(self.conv, self.features_dim)
+        self.policy_head = Mlp(self.hidden_sizes, self.action_size, self.activation, output_gain=0.01)
+        self.value_head = Mlp(self.hidden_sizes, 1, self.activation, output_gain=1.0)
+        self.log_std = self.param("log_std", nn.initializers.constant(self.log_std_init), (self.action_size,))
+
+    def __call__(self, inputs: dict[str, jax.Array]) -> tuple[Gaussian, jax.Array]:
+        """Action distribution and value float32[B]."""
+        features = self._features(inputs)
+        return self._policy(features), self._value(inputs, features)
+
+    def policy(self, inputs: dict[str, jax.Array]) -> Gaussian:
+        """The action distribution alone."""
+        return self._policy(self._features(inputs))
+
+    def value(self, inputs: dict[str, jax.Array]) -> jax.Array:
+        """The value alone, float32[B]; a privileged critic skips the encoder."""
+        return self._value(inputs, None if self.privileged_critic else self._features(inputs))
+
+    def _features(self, inputs: dict[str, jax.Array]) -> jax.Array:
+        parts = [self.encoder(inputs["pixels"])] if "pixels" in inputs else []
+        parts += [inputs[name] for name in ("agent_pos", "state") if name in inputs]
+        return jnp.concatenate(parts, axis=-1)
+
+    def _policy(self, features: jax.Array) -> Gaussian:
+        mean = self.policy_head(features)
+        return Gaussian(mean, jnp.broadcast_to(self.log_std, mean.shape))
+
+    def _value(self, inputs: dict[str, jax.Array], features: jax.Array | None) -> jax.Array:
+        return self.value_head(inputs["privileged"] if self.privileged_critic else features)[..., 0]
+
+
+def num_parameters(params) -> int:
+    """Number of scalars in a pytree of parameters."""
+    return sum(x.size for x in jax.tree.leaves(params))
+
+
+# --- The Gaussian policy -----------------------------------------------------------------------------------------------------
+
+
+def sample(distribution: Gaussian, key: jax.Array) -> jax.Array:
+    """One action per row, float32[..., 14]."""
+    noise = jax.random.normal(key, distribution.mean.shape)
+    return distribution.mean + jnp.exp(distribution.log_std) * noise
+
+
+def log_prob(distribution: Gaussian, action: jax.Array) -> jax.Array:
+    """Log density of float32[..., 14] actions, summed over the action: float32[...]."""
+    return jax.scipy.stats.norm.logpdf(action, distribution.mean, jnp.exp(distribution.log_std)).sum(axis=-1)
+
+
+def entropy(distribution: Gaussian) -> jax.Array:
+    """Differential entropy, float32[...]."""
+    return (distribution.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(axis=-1)
+
+
+# --- Observations as network inputs --------------------------------------------------------------------------------------------
+
+
+class RunningStats(NamedTuple):
+    """Mean and variance of all vectors seen so far (Chan, Golub and LeVeque 1979)."""
+
+    mean: jax.Array
+    variance: jax.Array
+    count: jax.Array
+
+    @classmethod
+    def create(cls, size: int) -> "RunningStats":
+        """Statistics before the first vector of `size`."""
+        return cls(jnp.zeros(size), jnp.ones(size), jnp.zeros(()))
+
+    def update(self, batch: jax.Array) -> "RunningStats":
+        """Merge float32[..., size] vectors."""
+        batch = batch.reshape(-1, batch.shape[-1])
+        count = self.count + batch.shape[0]
+        delta = batch.mean(axis=0) - self.mean
+        share = batch.shape[0] / count
+        mean = self.mean + share * delta
+        variance = (1 - share) * self.variance + share * batch.var(axis=0) + share * (1 - share) * jnp.square(delta)
+        return RunningStats(mean, variance, count)
+
+    def normalize(self, x: jax.Array) -> jax.Array:
+        """float32[..., size], whitened and clipped to +-8."""
+        lead = (1,) * (x.ndim - 1) + (-1,)
+        return jnp.clip((x - self.mean.reshape(lead)) / jnp.sqrt(self.variance + 1e-4).reshape(lead), -8.0, 8.0)
+
+
+def as_inputs(obs: jax.Array | dict[str, jax.Array], privileged: jax.Array | None = None) -> dict[str, jax.Array]:
+    """An environment's observation as a dict: `pixels`, `agent_pos`, `state`, and `privileged` if given."""
+    if not isinstance(obs, dict):
+        obs = {"pixels" if obs.dtype == jnp.uint8 else "state": obs}
+    return obs if privileged is None else {**obs, "privileged": privileged}
+
+
+def vector_inputs(inputs: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """The inputs that are normalised by running statistics: all but the pixels."""
+    return {name: x for name, x in inputs.items() if name != "pixels"}
+
+
+def normalize_inputs(inputs: dict[str, jax.Array], stats: dict[str, RunningStats]) -> dict[str, jax.Array]:
+    """Whiten every vector that `stats` knows; pixels are scaled by the encoder."""
+    return {name: stats[name].normalize(x) if name in stats else x for name, x in inputs.items()}

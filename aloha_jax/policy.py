@@ -1,0 +1,95 @@
+"""A trained policy: parameters, observation statistics and configuration, and nothing of the training."""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from aloha_jax import networks
+from aloha_jax.config import Config
+from aloha_jax.networks import ActorCritic, RunningStats, as_inputs, normalize_inputs
+
+AGENT_POS_SIZE = 14
+STATE_SIZE = 143  # tasks.insertion.Insertion.features
+
+
+def make_network(config: Config) -> ActorCritic:
+    """The networks that `config` describes."""
+    return ActorCritic(
+        conv=config.conv,
+        features_dim=config.features_dim,
+        hidden_sizes=config.hidden_sizes,
+        activation=config.activation,
+        privileged_critic=config.privileged_critic and config.has_pixels,
+        log_std_init=config.log_std_init,
+    )
+
+
+def example_inputs(config: Config) -> dict[str, jax.Array]:
+    """Network inputs of one world, all zero."""
+    inputs = {}
+    if config.has_pixels:
+        inputs["pixels"] = jnp.zeros((1, config.image_height, config.image_width, 3), jnp.uint8)
+    if config.obs == "pixels_agent_pos":
+        inputs["agent_pos"] = jnp.zeros((1, AGENT_POS_SIZE))
+    if config.obs == "state":
+        inputs["state"] = jnp.zeros((1, STATE_SIZE))
+    if config.privileged_critic and config.has_pixels:
+        inputs["privileged"] = jnp.zeros((1, STATE_SIZE))
+    return inputs
+
+
+def init_params(config: Config, key: jax.Array) -> Any:
+    """Fresh parameters of `make_network(config)`."""
+    return make_network(config).init(key, example_inputs(config))
+
+
+def init_stats(config: Config) -> dict[str, RunningStats]:
+    """Statistics of every vector input before training; none if observations are not normalised."""
+    if not config.normalize_obs:
+        return {}
+    return {name: RunningStats.create(x.shape[-1]) for name, x in networks.vector_inputs(example_inputs(config)).items()}
+
+
+class Policy:
+    """Maps observations to actions.
+
+    Attributes:
+        params: pytree of network parameters.
+        stats: running statistics of the vector inputs.
+        config: the configuration it was trained under.
+    """
+
+    def __init__(self, config: Config, params: Any, stats: dict[str, RunningStats]):
+        self.config, self.params, self.stats = config, params, stats
+
+    def act(self, obs: jax.Array | dict[str, jax.Array], key: jax.Array | None = None) -> jax.Array:
+        """Actions float32[N, 14] for N observations: the mean, or a sample if a PRNG key is given."""
+        return _act(self.config, self.params, self.stats, as_inputs(obs), key)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _act(config: Config, params, stats, inputs: dict[str, jax.Array], key: jax.Array | None) -> jax.Array:
+    inputs = {name: x if name == "pixels" else jnp.asarray(x, jnp.float32) for name, x in inputs.items()}
+    distribution = make_network(config).apply(params, normalize_inputs(inputs, stats), method="policy")
+    action = distribution.mean if key is None else networks.sample(distribution, key)
+    return clip_action(config, action)
+
+
+def clip_action(config: Config, action: jax.Array) -> jax.Array:
+    """What reaches the environment of an action that the Gaussian gave."""
+    return action if config.action_clip is None else jnp.clip(action, -config.action_clip, config.action_clip)
+
+
+def load_policy(path: str | Path) -> Policy:
+    """Load a policy from a run directory (its best model, else its final one, else its newest checkpoint), a `best_model` or
+    `final_model`, or one step of `checkpoints`.
+
+    Raises:
+        CheckpointError: there is nothing to load there, or it does not fit its configuration.
+    """
+    from aloha_jax import checkpoints
+
+    return checkpoints.load_policy(Path(path))

@@ -1,0 +1,225 @@
+"""Proximal policy optimisation (Schulman et al. 2017) as pure functions.
+
+Shapes: T steps, N worlds, B samples of a minibatch. A policy of several agents (one per arm, say) gives `log_prob`, `value` and
+`reward` one more axis; nothing here depends on it.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from aloha_jax.networks import Gaussian, entropy, log_prob
+
+Params = Any
+Apply = Callable[[Params, dict[str, jax.Array]], tuple[Gaussian, jax.Array]]
+
+
+class Transition(NamedTuple):
+    """One step of N worlds; stacked over time, [T, N, ...].
+
+    Attributes:
+        inputs: network inputs before the step, normalised; pixels as uint8.
+        action: float32[..., 14], as sampled.
+        log_prob: float32[...], of the action when it was sampled.
+        value: float32[...], before the step.
+        final_value: float32[...], value of the final observation; meaningful only where `truncated`.
+        reward: float32[...].
+        terminated: bool[...], the episode ended and nothing follows.
+        truncated: bool[...], the episode was cut and would have gone on.
+    """
+
+    inputs: dict[str, jax.Array]
+    action: jax.Array
+    log_prob: jax.Array
+    value: jax.Array
+    final_value: jax.Array
+    reward: jax.Array
+    terminated: jax.Array
+    truncated: jax.Array
+
+
+class Batch(NamedTuple):
+    """What the loss reads, [B, ...] or [T, N, ...]."""
+
+    inputs: dict[str, jax.Array]
+    action: jax.Array
+    log_prob: jax.Array
+    value: jax.Array
+    advantage: jax.Array
+    target_value: jax.Array
+
+
+class Hyperparameters(NamedTuple):
+    """Constants of the update.
+
+    Attributes:
+        n_epochs: passes over the batch.
+        batch_size: samples of a minibatch.
+        microbatch_size: samples whose gradients are computed at a time; summed to the minibatch's gradient. Bounds memory only.
+        clip_range: epsilon of the clipped objective (equation 7).
+        clip_range_vf: clips the change of the value likewise; None: not.
+        vf_coef: weight of the value loss (c1 of equation 9).
+        ent_coef: weight of the entropy bonus (c2 of equation 9).
+        target_kl: the update stops when the approximate KL divergence exceeds 1.5 times this; None: never.
+        normalize_advantage: whether advantages are whitened per minibatch.
+    """
+
+    n_epochs: int = 10
+    batch_size: int = 64
+    microbatch_size: int | None = None
+    clip_range: float = 0.2
+    clip_range_vf: float | None = None
+    vf_coef: float = 0.5
+    ent_coef: float = 0.0
+    target_kl: float | None = None
+    normalize_advantage: bool = True
+
+
+def gae(
+    reward: jax.Array,
+    value: jax.Array,
+    next_value: jax.Array,
+    terminated: jax.Array,
+    truncated: jax.Array,
+    gamma: float,
+    gae_lambda: float,
+) -> jax.Array:
+    """Generalised advantage estimation (Schulman et al. 2016, equation 16), float32[T, ...].
+
+    Args:
+        reward: r_t, [T, ...].
+        value: v_t = V(s_t), [T, ...].
+        next_value: V of the state that step t led to, before any autoreset, [T, ...]. Termination makes it worth nothing;
+            truncation does not: the episode would have gone on from there.
+        terminated: bool[T, ...].
+        truncated: bool[T, ...]. Like termination it ends the sum: what follows belongs to another episode.
+        gamma: discount.
+        gae_lambda: decay of the sum over temporal differences.
+    """
+    delta = reward + gamma * next_value * ~terminated - value
+    decay = gamma * gae_lambda * ~(terminated | truncated)
+
+    def accumulate(advantage, step):
+        delta_t, decay_t = step
+        advantage = delta_t + decay_t * advantage
+        return advantage, advantage
+
+    _, advantages = jax.lax.scan(accumulate, jnp.zeros_like(delta[0]), (delta, decay), reverse=True)
+    return advantages
+
+
+def make_batch(transitions: Transition, last_value: jax.Array, gamma: float, gae_lambda: float) -> Batch:
+    """Advantages and value targets of a rollout [T, N, ...]; `last_value` is V of the observation after it, [N, ...]."""
+    t = transitions
+    extra = (1,) * (t.reward.ndim - t.terminated.ndim)  # an agent axis, if any
+    terminated = t.terminated.reshape(t.terminated.shape + extra)
+    truncated = t.truncated.reshape(t.truncated.shape + extra)
+    next_value = jnp.concatenate([t.value[1:], last_value[None]])
+    next_value = jnp.where(truncated, t.final_value, next_value)
+    advantage = gae(t.reward, t.value, next_value, terminated, truncated, gamma, gae_lambda)
+    return Batch(t.inputs, t.action, t.log_prob, t.value, advantage, advantage + t.value)
+
+
+def loss(
+    params: Params, apply: Apply, batch: Batch, hp: Hyperparameters
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The clipped objective, value loss and entropy bonus (equation 9), to be minimised; means over the batch [B, ...].
+
+    `batch.advantage` is taken as it is: normalisation belongs to the minibatch, this may see a part of it.
+    """
+    distribution, value = apply(params, batch.inputs)
+    log_ratio = log_prob(distribution, batch.action) - batch.log_prob
+    ratio = jnp.exp(log_ratio)
+    clipped = jnp.clip(ratio, 1 - hp.clip_range, 1 + hp.clip_range)
+    policy_loss = -jnp.minimum(ratio * batch.advantage, clipped * batch.advantage).mean()
+
+    if hp.clip_range_vf is not None:
+        value = batch.value + jnp.clip(value - batch.value, -hp.clip_range_vf, hp.clip_range_vf)
+    value_loss = jnp.square(value - batch.target_value).mean()
+    entropy_loss = -entropy(distribution).mean()
+
+    total = policy_loss + hp.vf_coef * value_loss + hp.ent_coef * entropy_loss
+    return total, {
+        "policy_loss": policy_loss,
+        "value_loss": value_loss,
+        "entropy_loss": entropy_loss,
+        # Schulman's low-variance estimator, http://joschu.net/blog/kl-approx.html
+        "approx_kl": (ratio - 1 - log_ratio).mean(),
+        "clip_fraction": (jnp.abs(ratio - 1) > hp.clip_range).mean(),
+    }
+
+
+def explained_variance(value: jax.Array, target_value: jax.Array) -> jax.Array:
+    """1 - Var[target - value] / Var[target]; 1 is a perfect critic, 0 one that knows the mean."""
+    return 1 - jnp.var(target_value - value) / (jnp.var(target_value) + 1e-8)
+
+
+def minibatch_gradient(
+    params: Params, apply: Apply, batch: Batch, hp: Hyperparameters
+) -> tuple[Params, dict[str, jax.Array]]:
+    """Gradient and metrics of one minibatch, computed microbatch by microbatch."""
+    if hp.normalize_advantage:
+        advantage = batch.advantage
+        batch = batch._replace(advantage=(advantage - advantage.mean()) / (advantage.std() + 1e-8))
+    gradient = jax.grad(loss, has_aux=True)
+    size, micro = batch.action.shape[0], hp.microbatch_size
+    if micro is None or micro >= size:
+        return gradient(params, apply, batch, hp)
+    parts = jax.tree.map(lambda x: x.reshape(size // micro, micro, *x.shape[1:]), batch)
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, gradient(params, apply, part, hp)), None
+
+    shapes = jax.eval_shape(lambda: gradient(params, apply, jax.tree.map(lambda x: x[0], parts), hp))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, parts)
+    return jax.tree.map(lambda x: x * (micro / size), total)
+
+
+def update(
+    params: Params,
+    opt_state: optax.OptState,
+    batch: Batch,
+    key: jax.Array,
+    apply: Apply,
+    optimizer: optax.GradientTransformation,
+    hp: Hyperparameters,
+) -> tuple[Params, optax.OptState, dict[str, jax.Array]]:
+    """`hp.n_epochs` passes over a rollout [T, N, ...] in minibatches shuffled over T x N.
+
+    `batch_size` must divide T x N, `microbatch_size` must divide `batch_size` (`config.Config` checks both).
+
+    Returns:
+        Parameters, optimizer state, and metrics averaged over the minibatches that were used.
+    """
+    t, n = batch.action.shape[:2]
+    flat = jax.tree.map(lambda x: x.reshape(t * n, *x.shape[2:]), batch)
+    num_minibatches = t * n // hp.batch_size
+
+    def minibatch_step(carry, indices):
+        params, opt_state, stopped = carry
+        # Gathered here rather than shuffled at once: a second copy of all pixels would double the memory.
+        minibatch = jax.tree.map(lambda x: x[indices], flat)
+        gradient, metrics = minibatch_gradient(params, apply, minibatch, hp)
+        if hp.target_kl is not None:
+            stopped = stopped | (metrics["approx_kl"] > 1.5 * hp.target_kl)
+        updates, new_opt_state = optimizer.update(gradient, opt_state, params)
+        new = (optax.apply_updates(params, updates), new_opt_state)
+        params, opt_state = jax.tree.map(lambda a, b: jnp.where(stopped, a, b), (params, opt_state), new)
+        metrics["grad_norm"] = optax.global_norm(gradient)
+        return (params, opt_state, stopped), (metrics, ~stopped)
+
+    def shuffled(key):
+        return jax.random.permutation(key, t * n)[: num_minibatches * hp.batch_size].reshape(num_minibatches, hp.batch_size)
+
+    indices = jax.vmap(shuffled)(jax.random.split(key, hp.n_epochs)).reshape(-1, hp.batch_size)
+    carry = (params, opt_state, jnp.zeros((), bool))
+    (params, opt_state, _), (metrics, used) = jax.lax.scan(minibatch_step, carry, indices)
+    weight = used / jnp.maximum(used.sum(), 1)
+    metrics = {name: (x * weight).sum() for name, x in metrics.items()}
+    metrics["update_share"] = used.mean()
+    metrics["explained_variance"] = explained_variance(batch.value, batch.target_value)
+    return params, opt_state, metrics

@@ -1,0 +1,302 @@
+"""ALOHA peg insertion: the left arm brings the socket, the right arm the peg, and the peg's end must touch the pin inside.
+
+`level` is gym_aloha's reward (gym_aloha/tasks/sim.py, InsertionTask.get_reward), `dense` a potential-based shaping (Ng, Harada and
+Russell 1999), and `features` the privileged observation. Everything that belongs to one arm is expressed in that arm's own frame,
+in which both arms see the same geometry: origin midway between the arms, x from the arm's base toward the other arm, z up.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from gym_aloha.constants import START_ARM_POSE, normalize_puppet_gripper_position
+from gym_aloha.utils import sample_insertion_pose
+from jax.scipy.spatial.transform import Rotation
+
+from aloha_jax.engines import Physics
+from aloha_jax.scene import ARM_QPOS, ARMS, FINGER_QPOS, PEG_QPOS, PEG_QVEL, SOCKET_QPOS, SOCKET_QVEL, Scene
+
+MAX_LEVEL = 4
+
+# gym_aloha.utils.sample_insertion_pose: metres; both objects start upright at z = 0.05 and fall.
+PEG_START_LOW, PEG_START_HIGH = (0.1, 0.4, 0.05), (0.2, 0.6, 0.05)
+SOCKET_START_LOW, SOCKET_START_HIGH = (-0.2, 0.4, 0.05), (-0.1, 0.6, 0.05)
+
+ARMS_CENTRE = (0.0, 0.5, 0.0)  # midway between the arms' bases
+HALF_LENGTH = 0.06  # of peg and socket
+MOUTH, PIN_FACE = 0.06, 0.04  # along the socket's axis from its centre
+# Per arm (left: socket, right: peg). Half-width across the fingers and height of the centre at rest, metres.
+OBJECT_HALF_WIDTH = (0.022, 0.010)
+OBJECT_REST_HEIGHT = (0.022, 0.010)
+WORKSPACE_LOW, WORKSPACE_HIGH = (-0.45, 0.2, -0.02), (0.45, 0.95, 0.6)  # objects outside of it are lost
+
+
+class Progress(NamedTuple):
+    """What the dense reward remembers of an episode, per world.
+
+    Attributes:
+        grasp: float32[N, 2], slow average per arm of "both fingers hold the object" (raw contacts flicker).
+        potential: float32[N, 2], each arm's potential after the last step.
+        best_level: int32[N], highest level so far.
+    """
+
+    grasp: jax.Array
+    potential: jax.Array
+    best_level: jax.Array
+
+
+class Geometry(NamedTuple):
+    """Poses in the arms' own frames; axis 1 is the arm (left: socket, right: peg). Lengths in metres.
+
+    Attributes:
+        fingertips: float32[N, 2, 2, 3], inner sides of the left and the right finger.
+        gripper: float32[N, 2, 3, 3], rotation of the gripper.
+        position: float32[N, 2, 3], centre of the arm's object.
+        rotation: float32[N, 2, 3, 3], rotation of the arm's object; its first column points to the mating end.
+    """
+
+    fingertips: jax.Array
+    gripper: jax.Array
+    position: jax.Array
+    rotation: jax.Array
+
+
+def _rotation_matrix(quat: jax.Array) -> jax.Array:
+    """MuJoCo quaternions float[..., 4] (w first) -> float[..., 3, 3]."""
+    return Rotation.from_quat(jnp.roll(quat, -1, axis=-1)).as_matrix()
+
+
+def _stack_arms(left: jax.Array, right: jax.Array) -> jax.Array:
+    return jnp.stack([left, right], axis=1)
+
+
+class Insertion:
+    """The task's pure functions on one scene; holds addresses only."""
+
+    name = "insertion"
+    num_levels = MAX_LEVEL
+
+    def __init__(self, scene: Scene):
+        self.scene = scene
+
+    # --- Start poses ---------------------------------------------------------------------------------------------------------
+
+    def sample_start(self, key: jax.Array) -> jax.Array:
+        """One start pose float32[30], distributed as gym_aloha's: peg and socket uniform in their boxes, arms at rest."""
+        peg_key, socket_key = jax.random.split(key)
+        peg = jax.random.uniform(peg_key, (3,), minval=jnp.array(PEG_START_LOW), maxval=jnp.array(PEG_START_HIGH))
+        socket = jax.random.uniform(socket_key, (3,), minval=jnp.array(SOCKET_START_LOW), maxval=jnp.array(SOCKET_START_HIGH))
+        upright = jnp.array([1.0, 0.0, 0.0, 0.0])
+        return jnp.concatenate([jnp.array(START_ARM_POSE), peg, upright, socket, upright])
+
+    @staticmethod
+    def start_from_seed(seed: int) -> np.ndarray:
+        """The start pose float64[30] of `env.reset(seed=seed)` in gym_aloha."""
+        return np.concatenate([START_ARM_POSE, *sample_insertion_pose(seed)])
+
+    # --- Official reward -----------------------------------------------------------------------------------------------------
+
+    def touches(self, physics: Physics) -> dict[str, jax.Array]:
+        """Touch predicates by name (`scene.INSERTION_TOUCHES`), each bool[N]."""
+        return {name: (physics.sensordata[:, idx] > 0).any(axis=1) for name, idx in self.scene.touches.items()}
+
+    def level(self, physics: Physics) -> jax.Array:
+        """gym_aloha's reward, int32[N] in 0..4: 1 both touched, 2 both lifted, 3 peg touches socket in the air, 4 peg touches pin.
+
+        As there, only one finger of each arm counts: the left arm's left finger and the right arm's right finger.
+        """
+        touch = self.touches(physics)
+        held = touch["peg_finger_right"] & touch["socket_finger_left"]
+        in_air = ~touch["peg_table"] & ~touch["socket_table"]
+        level = jnp.where(held, 1, 0)
+        level = jnp.where(held & in_air, 2, level)
+        level = jnp.where(touch["peg_socket"] & in_air, 3, level)
+        return jnp.where(touch["peg_pin"], 4, level).astype(jnp.int32)
+
+    def lost(self, physics: Physics) -> jax.Array:
+        """bool[N]: whether peg or socket has left the table's area for good."""
+        positions = jnp.stack([physics.qpos[:, PEG_QPOS][:, :3], physics.qpos[:, SOCKET_QPOS][:, :3]], axis=1)
+        low, high = jnp.array(WORKSPACE_LOW)[None, None], jnp.array(WORKSPACE_HIGH)[None, None]
+        outside = (positions < low) | (positions > high)
+        return outside.any(axis=(1, 2))
+
+    # --- Dense reward --------------------------------------------------------------------------------------------------------
+
+    def geometry(self, physics: Physics) -> Geometry:
+        """Poses in the arms' own frames."""
+        # A half turn about z takes the world's frame to the right arm's; the left arm's is the world's, shifted.
+        signs = jnp.array([[1.0, 1.0, 1.0], [-1.0, -1.0, 1.0]])  # [arm, xyz]
+
+        def sensor(name: str) -> jax.Array:
+            return physics.sensordata[:, self.scene.sensors[name]]
+
+        tips = jnp.stack([jnp.stack([sensor(f"{a}/{f}_fingertip/pos") for f in ARMS], axis=1) for a in ARMS], axis=1)
+        gripper = _stack_arms(*(_rotation_matrix(sensor(f"{a}/gripper/quat")) for a in ARMS))
+        objects = _stack_arms(physics.qpos[:, SOCKET_QPOS], physics.qpos[:, PEG_QPOS])
+        centre = jnp.array(ARMS_CENTRE)
+        # The peg's mating end is at -x of its own frame, so its frame is turned as well: R' = T R T with T the half turn.
+        rotation = signs[None, :, :, None] * _rotation_matrix(objects[..., 3:]) * signs[None, :, None, :]
+        return Geometry(
+            fingertips=(tips - centre[None, None, None]) * signs[None, :, None, :],
+            gripper=signs[None, :, :, None] * gripper,
+            position=(objects[..., :3] - centre[None, None]) * signs[None],
+            rotation=rotation,
+        )
+
+    def start_progress(self, physics: Physics) -> Progress:
+        """Progress of fresh worlds."""
+        num_worlds = physics.qpos.shape[0]
+        grasp = jnp.zeros((num_worlds, 2))
+        potential = self._potential(self.geometry(physics), grasp, self.touches(physics))
+        return Progress(grasp, potential, jnp.zeros(num_worlds, jnp.int32))
+
+    def dense(
+        self, physics: Physics, progress: Progress, level: jax.Array, failed: jax.Array, action: jax.Array
+    ) -> tuple[jax.Array, Progress]:
+        """Dense reward per arm, float32[N, 2], and the episode's progress after this step.
+
+        reward = 0.5 * (change of the arm's potential + bonus for each official level reached for the first time
+                        - 0.0005 |arm's action|^2), and on failure -1 and all potential earned so far.
+
+        Differences of a potential cannot be earned twice, so nothing is gained by camping near a goal.
+        """
+        touch = self.touches(physics)
+        geometry = self.geometry(physics)
+        grasp = 0.8 * progress.grasp + 0.2 * self._holds(geometry, touch)
+        potential = self._potential(geometry, grasp, touch)
+        potential = jnp.where(failed[:, None], 0.0, potential)
+        levels = jnp.arange(1, MAX_LEVEL + 1)
+        first_time = (levels[None] <= level[:, None]) & (levels[None] > progress.best_level[:, None])
+        bonus = first_time @ jnp.array([0.5, 1.0, 1.0, 10.0])
+        effort = 0.0005 * jnp.square(action).reshape(-1, 2, 7).sum(axis=2)
+        reward = potential - progress.potential + bonus[:, None] - effort - failed[:, None]
+        return 0.5 * reward, Progress(grasp, potential, jnp.maximum(progress.best_level, level))
+
+    def _holds(self, geometry: Geometry, touch: dict[str, jax.Array]) -> jax.Array:
+        """float32[N, 2]: both fingers of the arm touch its object, from opposite sides, near its centre."""
+        both = _stack_arms(
+            touch["socket_finger_left"] & touch["socket_finger_right"], touch["peg_finger_left"] & touch["peg_finger_right"]
+        )
+        offset = geometry.fingertips - geometry.position[:, :, None]
+        across = jnp.einsum("nafi,nai->naf", offset, geometry.rotation[..., 1])
+        straddling = across[..., 0] * across[..., 1] < 0
+        near = jnp.linalg.norm(offset.mean(axis=2), axis=-1) < 0.05
+        return (both & straddling & near).astype(jnp.float32)
+
+    def _potential(self, geometry: Geometry, grasp: jax.Array, touch: dict[str, jax.Array]) -> jax.Array:
+        """float32[N, 2]: reach (0..1) + grasp (0..1) + 3 lift (0..3) + joint term (0..8)."""
+        lift = self._lift(geometry, grasp)
+        return self._reach(geometry) + grasp + 3.0 * lift + self._mate(geometry, lift)[:, None]
+
+    def _reach(self, geometry: Geometry) -> jax.Array:
+        """float32[N, 2] in 0..1: fingertips on either side of the object, 3 cm toward its outer end and 4 mm up."""
+        side = jnp.array([1.0, -1.0])[None, :] * (jnp.array(OBJECT_HALF_WIDTH) + 0.003)[:, None]  # [arm, finger]
+        local = jnp.stack([jnp.full_like(side, -0.03), side, jnp.full_like(side, 0.004)], axis=-1)
+        targets = geometry.position[:, :, None] + jnp.einsum("naij,afj->nafi", geometry.rotation, local)
+        distance = jnp.linalg.norm(geometry.fingertips - targets, axis=-1).mean(axis=-1)
+        return 1.0 - 0.5 * jnp.tanh(4 * distance) - 0.5 * jnp.tanh(20 * distance)
+
+    def _lift(self, geometry: Geometry, grasp: jax.Array) -> jax.Array:
+        """float32[N, 2] in 0..1: height over rest, full at 6 cm, counted while the object is held."""
+        height = geometry.position[..., 2] - jnp.array(OBJECT_REST_HEIGHT)[None]
+        return jnp.clip(height / 0.06, 0.0, 1.0) * grasp
+
+    def _mate(self, geometry: Geometry, lift: jax.Array) -> jax.Array:
+        """float32[N] in 0..8: align (6) and insert (2), counted as far as both objects are lifted."""
+        lateral, tilt, depth = self.mating_error(geometry)
+        # In front of the mouth while misaligned, inside once the lateral error has shrunk from 16 to 6 mm.
+        inside = jnp.clip((0.016 - lateral) / 0.010, 0.0, 1.0)
+        set_point = 0.070 - 0.035 * inside
+        error = lateral + 0.4 * tilt + jnp.abs(depth - set_point)
+        align = jnp.mean(1.0 - jnp.tanh(jnp.array([[3.0, 15.0, 40.0]]) * error[:, None]), axis=1)
+        insert = jnp.clip((0.065 - depth) / 0.025, 0.0, 1.0) * (lateral < 0.012)
+        return lift.min(axis=1) * (6.0 * align + 2.0 * insert)
+
+    def mating_error(self, geometry: Geometry) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """How the peg stands to the socket, each float32[N] in metres.
+
+        Returns:
+            lateral: distance of the peg's tip from the socket's axis.
+            tilt: distance between the lateral positions of the peg's tail and tip.
+            depth: the tip's coordinate along the socket's axis; the mouth is at 0.06, the pin's face at 0.04.
+        """
+        half_turn = jnp.array([[-1.0, -1.0, 1.0]])
+        peg_centre = geometry.position[:, 1] * half_turn  # into the left arm's frame
+        peg_axis = geometry.rotation[:, 1, :, 0] * half_turn
+        relative = jnp.stack([peg_centre + HALF_LENGTH * peg_axis, peg_centre - HALF_LENGTH * peg_axis], axis=1)
+        relative = relative - geometry.position[:, 0][:, None]
+        tip, tail = jnp.moveaxis(jnp.einsum("nei,nij->nej", relative, geometry.rotation[:, 0]), 1, 0)
+        lateral = jnp.linalg.norm(tip[:, 1:], axis=1)
+        tilt = jnp.linalg.norm(tail[:, 1:] - tip[:, 1:], axis=1)
+        return lateral, tilt, tip[:, 0]
+
+    # --- Observations --------------------------------------------------------------------------------------------------------
+
+    def agent_pos(self, physics: Physics) -> jax.Array:
+        """float32[N, 14]: joint angles (rad) and normalised gripper (0 closed, 1 open) per arm, as gym_aloha's `agent_pos`."""
+        return jnp.concatenate([self._arm_pos(physics, arm) for arm in ARMS], axis=1)
+
+    def _arm_pos(self, physics: Physics, arm: str) -> jax.Array:
+        finger = physics.qpos[:, FINGER_QPOS[arm], None]
+        return jnp.concatenate([physics.qpos[:, ARM_QPOS[arm]], normalize_puppet_gripper_position(finger)], axis=1)
+
+    def features(self, physics: Physics, target: jax.Array, progress: Progress, time_left: jax.Array) -> jax.Array:
+        """The privileged observation, float32[N, 143]: one block of 68 per arm in its own frame, then 7 shared by both.
+
+        Args:
+            physics: N worlds.
+            target: float32[N, 14], the arms' current control targets.
+            progress: the episodes' progress.
+            time_left: float32[N], share of the episode still to come.
+        """
+        geometry, touch = self.geometry(physics), self.touches(physics)
+        lift = self._lift(geometry, progress.grasp)
+        blocks = [
+            self._proprioception(physics, target),
+            self._own_object(physics, geometry),
+            self._contacts(touch),
+            jnp.stack([progress.grasp, lift], axis=-1),
+            self._other_object(geometry),
+        ]
+        shared = [*self.mating_error(geometry), touch["peg_socket"], touch["peg_pin"], progress.best_level / MAX_LEVEL, time_left]
+        per_arm = jnp.concatenate(blocks, axis=-1).reshape(physics.qpos.shape[0], -1)
+        return jnp.concatenate([per_arm, jnp.stack([jnp.asarray(x, jnp.float32) for x in shared], axis=1)], axis=1)
+
+    def _proprioception(self, physics: Physics, target: jax.Array) -> jax.Array:
+        """float32[N, 2, 21]: joint positions, a fifth of their velocities (rad/s), and how far the targets lead them."""
+        position = self.agent_pos(physics)
+        velocity = [jnp.concatenate([physics.qvel[:, ARM_QPOS[a]], physics.qvel[:, FINGER_QPOS[a], None]], axis=1) for a in ARMS]
+        columns = [position.reshape(-1, 2, 7), 0.2 * jnp.stack(velocity, axis=1), (target - position).reshape(-1, 2, 7)]
+        return jnp.concatenate(columns, axis=-1)
+
+    def _own_object(self, physics: Physics, geometry: Geometry) -> jax.Array:
+        """float32[N, 2, 33]: fingertips, gripper axes, the object's pose and velocity, and the fingertips as it sees them."""
+        num_worlds = physics.qpos.shape[0]
+        half_turns = jnp.array([[1.0, 1.0, 1.0], [-1.0, -1.0, 1.0]])
+        velocity = _stack_arms(physics.qvel[:, SOCKET_QVEL], physics.qvel[:, PEG_QVEL]).reshape(num_worlds, 2, 2, 3)
+        linear, spin = jnp.moveaxis(velocity * half_turns[None, :, None], 2, 0)  # spin is in the object's frame
+        spin = jnp.einsum("naij,naj->nai", geometry.rotation, spin)
+        offsets = geometry.fingertips - geometry.position[:, :, None]
+        seen = jnp.einsum("nafi,naij->nafj", offsets, geometry.rotation)
+        columns = [geometry.fingertips, geometry.gripper[..., :2], geometry.position, geometry.rotation[..., ::2]]
+        return jnp.concatenate([x.reshape(num_worlds, 2, -1) for x in (*columns, seen, linear, 0.1 * spin)], axis=-1)
+
+    def _contacts(self, touch: dict[str, jax.Array]) -> jax.Array:
+        """float32[N, 2, 3]: left finger, right finger and table touch the arm's object."""
+        names = ("finger_left", "finger_right", "table")
+        return _stack_arms(*(jnp.stack([touch[f"{x}_{n}"] for n in names], axis=1) for x in ("socket", "peg"))).astype(jnp.float32)
+
+    def _other_object(self, geometry: Geometry) -> jax.Array:
+        """float32[N, 2, 9]: the other object's mating end, in the own object's frame and from the own mating end; its axis."""
+        half_turn = jnp.array([[[-1.0, -1.0, 1.0]]])
+        axis = geometry.rotation[..., 0]
+        end = geometry.position + HALF_LENGTH * axis
+        other_end, other_axis = end[:, ::-1] * half_turn, axis[:, ::-1] * half_turn
+        to_own_frame = "nai,naij->naj"
+        columns = [
+            jnp.einsum(to_own_frame, other_end - geometry.position, geometry.rotation),
+            jnp.einsum(to_own_frame, other_axis, geometry.rotation),
+            other_end - end,
+        ]
+        return jnp.concatenate(columns, axis=-1)

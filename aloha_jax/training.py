@@ -1,0 +1,154 @@
+"""The training loop: `RunState` is the only carry, `train_step` the one jitted function."""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from aloha_jax import networks, ppo
+from aloha_jax.config import Config
+from aloha_jax.env import Env, EnvState
+from aloha_jax.networks import ActorCritic, RunningStats, as_inputs, normalize_inputs, vector_inputs
+from aloha_jax.policy import clip_action, make_network
+from aloha_jax.ppo import Hyperparameters, Transition
+
+# Bounds and factor of the adaptive learning rate (Schulman et al. 2017 adapt a KL penalty the same way, section 4).
+LEARNING_RATE_BOUNDS, LEARNING_RATE_FACTOR = (1e-5, 2e-3), 1.2
+
+
+class RunState(NamedTuple):
+    """Everything a run needs to go on.
+
+    Attributes:
+        params: parameters of `ActorCritic`.
+        opt_state: the optimizer's state, with the learning rate in it.
+        stats: running statistics of each vector input.
+        env: the worlds.
+        key: PRNG key of exploration and shuffling.
+        update: int32[], updates done.
+    """
+
+    params: Any
+    opt_state: optax.OptState
+    stats: dict[str, RunningStats]
+    env: EnvState
+    key: jax.Array
+    update: jax.Array
+
+
+def make_optimizer(config: Config) -> optax.GradientTransformation:
+    """Adam with global-norm clipping; epsilon as in Stable-Baselines3. The learning rate is part of its state."""
+
+    def adam(learning_rate):
+        return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(learning_rate, eps=1e-5))
+
+    return optax.inject_hyperparams(adam)(learning_rate=config.learning_rate)
+
+
+def hyperparameters(config: Config) -> Hyperparameters:
+    """The update's constants; under the adaptive schedule `target_kl` steers the learning rate instead of stopping."""
+    values = {name: getattr(config, name) for name in Hyperparameters._fields}
+    if config.lr_schedule == "adaptive":
+        values["target_kl"] = None
+    return Hyperparameters(**values)
+
+
+def init_run(config: Config, env: Env, network: ActorCritic | None = None) -> RunState:
+    """The state before the first step. Clocks start at random, so that the worlds' time limits do not fall together."""
+    network = network or make_network(config)
+    params_key, env_key, clock_key, key = jax.random.split(jax.random.key(config.seed), 4)
+    state = jax.jit(env.reset)(env_key)
+    state = state._replace(clock=jax.random.randint(clock_key, (env.num_envs,), 0, env.episode_length))
+    inputs = _inputs(config, state.obs, state.privileged)
+    stats = {name: RunningStats.create(x.shape[-1]) for name, x in vector_inputs(inputs).items() if config.normalize_obs}
+    params = jax.jit(network.init)(params_key, jax.tree.map(lambda x: x[:1], inputs))
+    run = RunState(params, make_optimizer(config).init(params), stats, state, key, jnp.zeros((), jnp.int32))
+    return jax.tree.map(lambda x: x.copy(), run)  # no two leaves share a buffer: `train_step` donates them all
+
+
+def make_train_step(config: Config, env: Env, network: ActorCritic | None = None):
+    """The jitted `train_step(run) -> (run, metrics)`; `run`'s buffers are donated."""
+    return jax.jit(functools.partial(_train_step, config, env, network or make_network(config)), donate_argnums=0)
+
+
+def _train_step(config: Config, env: Env, network: ActorCritic, run: RunState) -> tuple[RunState, dict[str, jax.Array]]:
+    optimizer, hp = make_optimizer(config), hyperparameters(config)
+    key, rollout_key, update_key = jax.random.split(run.key, 3)
+    opt_state = _schedule(config, run)
+    env_state, transitions, last_value, raw_vectors, episodes = rollout(config, env, network, run, rollout_key)
+    batch = ppo.make_batch(transitions, last_value, config.gamma, config.gae_lambda)
+    params, opt_state, metrics = ppo.update(run.params, opt_state, batch, update_key, network.apply, optimizer, hp)
+    if config.lr_schedule == "adaptive":
+        opt_state = _adapt(opt_state, metrics["approx_kl"], config.target_kl)
+    stats = {name: stats.update(raw_vectors[name]) for name, stats in run.stats.items()}
+    metrics |= episodes | {"learning_rate": opt_state.hyperparams["learning_rate"]}
+    return RunState(params, opt_state, stats, env_state, key, run.update + 1), metrics
+
+
+def rollout(config: Config, env: Env, network: ActorCritic, run: RunState, key: jax.Array):
+    """`config.n_steps` steps of every world.
+
+    Returns:
+        The worlds after it, transitions [T, N, ...], V of the last observation [N], the vector inputs before normalisation
+        [T, N, size], and sums over the episodes that ended.
+    """
+    value_of = functools.partial(network.apply, run.params, method="value")
+
+    def step(state: EnvState, key):
+        raw = _inputs(config, state.obs, state.privileged)
+        inputs = normalize_inputs(raw, run.stats)
+        distribution, value = network.apply(run.params, inputs)
+        action = networks.sample(distribution, key)
+        log_prob = networks.log_prob(distribution, action)
+        after = env.step(state, clip_action(config, action))
+        # Only truncated episodes need the value of where they ended, and most steps truncate none.
+        final_value = jax.lax.cond(
+            after.truncated.any(),
+            lambda: value_of(normalize_inputs(_inputs(config, after.final_obs, after.final_privileged), run.stats)),
+            lambda: jnp.zeros_like(value),
+        )
+        transition = Transition(inputs, action, log_prob, value, final_value, after.reward, after.terminated, after.truncated)
+        return after, (transition, vector_inputs(raw), _episode_sums(after))
+
+    state, (transitions, raw, episodes) = jax.lax.scan(step, run.env, jax.random.split(key, config.n_steps))
+    last_value = value_of(normalize_inputs(_inputs(config, state.obs, state.privileged), run.stats))
+    return state, transitions, last_value, raw, jax.tree.map(lambda x: x.sum(axis=0), episodes)
+
+
+def _inputs(config: Config, obs, privileged: jax.Array) -> dict[str, jax.Array]:
+    """What the networks see: the observation, and the simulator's state if the critic is privileged and does not see it anyway."""
+    return as_inputs(obs, privileged if config.privileged_critic and config.has_pixels else None)
+
+
+def _episode_sums(state: EnvState) -> dict[str, jax.Array]:
+    """Sums over the worlds whose episode has just ended, for means over any number of steps."""
+    ended = state.done
+    sums = {
+        "episodes": ended,
+        "episode_reward": ended * state.episode.total_reward,
+        "episode_length": ended * state.episode.length,
+        "episode_level": ended * state.episode.best_level,
+        "episode_success": ended * (state.level == 4),
+        "invalid_worlds": state.invalid,
+    }
+    return {name: x.sum().astype(jnp.float32) for name, x in sums.items()}
+
+
+def _schedule(config: Config, run: RunState) -> optax.OptState:
+    if config.lr_schedule != "linear":
+        return run.opt_state
+    left = jnp.maximum(1.0 - run.update / config.num_updates, 0.0)
+    return _with_learning_rate(run.opt_state, config.learning_rate * left)
+
+
+def _adapt(opt_state: optax.OptState, kl: jax.Array, target_kl: float) -> optax.OptState:
+    rate = opt_state.hyperparams["learning_rate"]
+    rate = jnp.where(kl > 2.0 * target_kl, rate / LEARNING_RATE_FACTOR, jnp.where(kl < 0.5 * target_kl, rate * LEARNING_RATE_FACTOR, rate))
+    return _with_learning_rate(opt_state, jnp.clip(rate, *LEARNING_RATE_BOUNDS))
+
+
+def _with_learning_rate(opt_state: optax.OptState, rate: jax.Array) -> optax.OptState:
+    rate = jnp.asarray(rate, opt_state.hyperparams["learning_rate"].dtype)
+    return opt_state._replace(hyperparams={**opt_state.hyperparams, "learning_rate": rate})
