@@ -9,8 +9,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from aloha_jax.checkpoints import load_policy
     from aloha_jax.env import Env, EnvState, make
-    from aloha_jax.policy import Policy, load_policy
+    from aloha_jax.policy import Policy
 
 __all__ = ["Env", "EnvState", "Policy", "load_policy", "make"]
 
@@ -21,7 +22,7 @@ if "jax" in sys.modules:
 else:
     os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
 
-_HOMES = {"Env": "env", "EnvState": "env", "make": "env", "Policy": "policy", "load_policy": "policy"}
+_HOMES = {"Env": "env", "EnvState": "env", "make": "env", "Policy": "policy", "load_policy": "checkpoints"}
 
 
 def __getattr__(name: str) -> Any:

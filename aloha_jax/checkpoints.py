@@ -34,7 +34,9 @@ class CheckpointWriter:
             [
                 # Never the best alone: the newest must stay, or the run could not be resumed from where it was.
                 checkpoint_managers.LatestN(3),
-                checkpoint_managers.BestN(get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False),
+                checkpoint_managers.BestN(
+                    get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False
+                ),
             ]
         )
         options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
@@ -62,7 +64,7 @@ class CheckpointWriter:
         items = ocp.args.Composite(
             policy=ocp.args.StandardRestore(_abstract(policy)), run=ocp.args.StandardRestore(_abstract(run))
         )
-        with _readable(Path(str(self._manager.directory)) / str(step)):
+        with _Readable(Path(str(self._manager.directory)) / str(step)):
             restored = self._manager.restore(step, args=items)
         return step, restored.policy, restored.run
 
@@ -88,12 +90,20 @@ def save_model(directory: Path, policy: Policy) -> None:
     shutil.rmtree(stale, ignore_errors=True)
 
 
-def load_policy(path: Path) -> Policy:
-    """See `aloha_jax.policy.load_policy`."""
-    directory = _find_model(path)
+def load_policy(path: str | Path) -> Policy:
+    """Load a policy from a run (its best model, else its final one, else its newest checkpoint) or one of its models.
+
+    Args:
+        path: a run directory, its `best_model` or `final_model`, or one step of its `checkpoints`.
+
+    Raises:
+        CheckpointError: there is nothing to load there, or it does not fit its configuration.
+        ConfigError: its configuration is damaged or of another format version.
+    """
+    directory = _find_model(Path(path))
     config = _read_config(directory)
     structure = jax.eval_shape(lambda: {"params": init_params(config, jax.random.key(0)), "stats": init_stats(config)})
-    with _readable(directory), ocp.StandardCheckpointer() as checkpointer:
+    with _Readable(directory), ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.restore((directory / "policy").absolute(), _abstract(structure))
     return Policy(config, tree["params"], tree["stats"])
 
@@ -117,7 +127,7 @@ def _find_model(path: Path) -> Path:
 def _read_config(directory: Path) -> Config:
     if (directory / "config.json").exists():
         return Config.load(directory / "config.json")
-    with _readable(directory), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+    with _Readable(directory), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
         text = checkpointer.restore((directory / "config").absolute())["config"]
     return Config.from_json(text, f"{directory}/config")
 
@@ -128,16 +138,16 @@ def _abstract(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
-class _readable:
+class _Readable:
     """Turns whatever Orbax raises on a damaged or foreign checkpoint into a CheckpointError that names it."""
 
     def __init__(self, directory: Path):
         self._directory = directory
 
-    def __enter__(self):
-        return self
+    def __enter__(self) -> None:
+        pass
 
-    def __exit__(self, kind, error, traceback):
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
         if isinstance(error, (CheckpointError, ConfigError)) or not isinstance(error, Exception):
             return
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__

@@ -13,7 +13,7 @@ FORMAT_VERSION = 1  # of config.json and of checkpoints
 NATURE_CNN = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 
 # The table between the arms in gym_aloha's 480x640 frame: (top, left, height, width) in pixels.
-WORK_AREA = (150, 208, 224, 224)
+WORK_AREA = (166, 208, 224, 224)
 
 
 class ConfigError(ValueError):
@@ -54,7 +54,7 @@ class Config:
     action_clip: float | None = 3.0
     """Sampled actions are clipped to +- this before they reach the environment."""
     reward: Literal["dense", "shaped", "sparse"] = "dense"
-    """Training reward: potentials (docs/learning.md), the guide's bonuses, or gym_aloha's own. Evaluation is always gym_aloha's."""
+    """Training reward: potentials (docs/learning.md), the guide's bonuses, or gym_aloha's own."""
     engine: Literal["auto", "c", "mjx"] = "auto"
     """Physics: C MuJoCo on CPU threads, or MJX on the accelerator."""
     impl: Literal["auto", "jax", "warp"] = "auto"
@@ -178,7 +178,9 @@ class Config:
         rollout = f"--n-envs {self.n_envs} x --n-steps {self.n_steps} = {self.rollout_size}"
         _require(self.rollout_size % self.batch_size == 0, "batch_size", f"must divide {rollout}", self.batch_size)
         micro = self.microbatch_size
-        _require(micro is None or self.batch_size % micro == 0, "microbatch_size", f"must divide --batch-size {self.batch_size}", micro)
+        _require(
+            micro is None or self.batch_size % micro == 0, "microbatch_size", f"must divide --batch-size {self.batch_size}", micro
+        )
         adaptive = self.lr_schedule == "adaptive"
         _require(not adaptive or self.target_kl is not None, "lr_schedule", "adaptive needs --target-kl", self.lr_schedule)
 
@@ -194,7 +196,7 @@ class Config:
             for features, kernel, stride in self.conv:
                 _require(min(features, kernel, stride) >= 1, "conv", "needs positive features, kernel, stride", self.conv)
                 height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
-                hint = f"shrinks a {self.image_height}x{self.image_width} picture to nothing: take a larger picture or smaller kernels"
+                hint = f"shrinks a {self.image_height}x{self.image_width} picture to nothing: enlarge it or shrink the kernels"
                 _require(height >= 1 and width >= 1, "conv", hint, self.conv)
 
     def to_json(self) -> str:

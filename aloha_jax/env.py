@@ -1,12 +1,13 @@
 """The functional, batched environment: `reset` and `step` are pure functions of `EnvState`, usable under `jit` and `scan`."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from gym_aloha.constants import normalize_puppet_gripper_position
 
+from aloha_jax.config import Config
 from aloha_jax.engines import Engine, Physics, make_engine
 from aloha_jax.pixels import Renderer, make_renderer
 from aloha_jax.tasks import make_task
@@ -96,7 +97,7 @@ class EnvState(NamedTuple):
         return self.terminated | self.truncated
 
 
-def _choose(mask: jax.Array, new, old):
+def _choose(mask: jax.Array, new: Any, old: Any) -> Any:
     """`new` where bool[N] `mask` holds, else `old`, for every array of two like pytrees."""
     return jax.tree.map(lambda a, b: jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b), new, old)
 
@@ -173,7 +174,7 @@ class Env:
         return self._observe_and_reset(after)
 
     def next_target(self, target: jax.Array, agent_pos: jax.Array, action: jax.Array) -> jax.Array:
-        """Control targets float32[N, 14] from the last ones, the measured joints and an action (the action itself if absolute)."""
+        """Control targets float32[N, 14] from the last ones, the measured joints and an action (itself, if absolute)."""
         if self.action == "absolute":
             return action
         return delta_target(target, agent_pos, action, self.target_low, self.target_high)
@@ -276,8 +277,8 @@ class Env:
         renderer = self.renderer
         assert renderer is not None
 
-        def render(qpos, final_qpos, done):
-            qpos, final_qpos, done = np.asarray(qpos), np.asarray(final_qpos), np.asarray(done)
+        def render(*arrays: Any) -> tuple[np.ndarray, np.ndarray]:
+            qpos, final_qpos, done = map(np.asarray, arrays)
             frames = renderer.render(np.concatenate([qpos, final_qpos[done]]))
             pixels, final_pixels = frames[: len(qpos)], frames[: len(qpos)].copy()
             final_pixels[done] = frames[len(qpos) :]
@@ -299,7 +300,9 @@ def target_limits(engine: Engine) -> tuple[jax.Array, jax.Array]:
     arms = []
     for bound in (low, high):
         left, right = bound[:8], bound[8:]
-        arms.append([*left[:6], normalize_puppet_gripper_position(left[6]), *right[:6], normalize_puppet_gripper_position(right[6])])
+        arms.append(
+            [*left[:6], normalize_puppet_gripper_position(left[6]), *right[:6], normalize_puppet_gripper_position(right[6])]
+        )
     return jnp.array(arms[0], jnp.float32), jnp.array(arms[1], jnp.float32)
 
 
@@ -376,4 +379,24 @@ def make(
         reward=reward,
         autoreset=autoreset,
         episode_length=episode_length,
+    )
+
+
+def make_from_config(
+    config: Config, num_envs: int | None = None, *, autoreset: bool = True, frames: Renderer | None = None
+) -> Env:
+    """The environment that a run's configuration describes; `frames` shares another environment's renderer."""
+    if frames is None and config.has_pixels:
+        size = (config.image_height, config.image_width)
+        frames = make_renderer(config.renderer, config.task, *size, config.crop, quality=config.render_quality)
+    return Env(
+        make_engine("c" if config.engine == "auto" else config.engine, config.task, config.physics),
+        config.task,
+        num_envs or config.n_envs,
+        frames,
+        obs=config.obs,
+        action=config.action,
+        reward=config.reward,
+        autoreset=autoreset,
+        episode_length=config.episode_length,
     )

@@ -1,7 +1,5 @@
 """A trained policy: parameters, observation statistics and configuration, and nothing of the training."""
 
-import functools
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -67,29 +65,20 @@ class Policy:
 
     def act(self, obs: jax.Array | dict[str, jax.Array], key: jax.Array | None = None) -> jax.Array:
         """Actions float32[N, 14] for N observations: the mean, or a sample if a PRNG key is given."""
-        return _act(self.config, self.params, self.stats, as_inputs(obs), key)
+        return _act(self.config, self.params, self.stats, obs, key)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _act(config: Config, params, stats, inputs: dict[str, jax.Array], key: jax.Array | None) -> jax.Array:
-    inputs = {name: x if name == "pixels" else jnp.asarray(x, jnp.float32) for name, x in inputs.items()}
-    distribution = make_network(config).apply(params, normalize_inputs(inputs, stats), method="policy")
+def act(config: Config, params: Any, stats: dict[str, RunningStats], obs: Any, key: jax.Array | None) -> jax.Array:
+    """The pure function behind `Policy.act`, for use under `jit`."""
+    inputs = {name: x if name == "pixels" else jnp.asarray(x, jnp.float32) for name, x in as_inputs(obs).items()}
+    distribution: Any = make_network(config).apply(params, normalize_inputs(inputs, stats), method="policy")
     action = distribution.mean if key is None else networks.sample(distribution, key)
     return clip_action(config, action)
+
+
+_act = jax.jit(act, static_argnums=0)
 
 
 def clip_action(config: Config, action: jax.Array) -> jax.Array:
     """What reaches the environment of an action that the Gaussian gave."""
     return action if config.action_clip is None else jnp.clip(action, -config.action_clip, config.action_clip)
-
-
-def load_policy(path: str | Path) -> Policy:
-    """Load a policy from a run directory (its best model, else its final one, else its newest checkpoint), a `best_model` or
-    `final_model`, or one step of `checkpoints`.
-
-    Raises:
-        CheckpointError: there is nothing to load there, or it does not fit its configuration.
-    """
-    from aloha_jax import checkpoints
-
-    return checkpoints.load_policy(Path(path))

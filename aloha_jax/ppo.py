@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from aloha_jax.networks import Gaussian, entropy, log_prob
+from aloha_jax.networks import entropy, log_prob
 
 Params = Any
-Apply = Callable[[Params, dict[str, jax.Array]], tuple[Gaussian, jax.Array]]
+Apply = Callable[..., Any]  # (params, inputs) -> (Gaussian, values)
 
 
 class Transition(NamedTuple):
@@ -102,7 +102,7 @@ def gae(
     delta = reward + gamma * next_value * ~terminated - value
     decay = gamma * gae_lambda * ~(terminated | truncated)
 
-    def accumulate(advantage, step):
+    def accumulate(advantage: jax.Array, step: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         delta_t, decay_t = step
         advantage = delta_t + decay_t * advantage
         return advantage, advantage
@@ -123,9 +123,7 @@ def make_batch(transitions: Transition, last_value: jax.Array, gamma: float, gae
     return Batch(t.inputs, t.action, t.log_prob, t.value, advantage, advantage + t.value)
 
 
-def loss(
-    params: Params, apply: Apply, batch: Batch, hp: Hyperparameters
-) -> tuple[jax.Array, dict[str, jax.Array]]:
+def loss(params: Params, apply: Apply, batch: Batch, hp: Hyperparameters) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The clipped objective, value loss and entropy bonus (equation 9), to be minimised; means over the batch [B, ...].
 
     `batch.advantage` is taken as it is: normalisation belongs to the minibatch, this may see a part of it.
@@ -157,9 +155,7 @@ def explained_variance(value: jax.Array, target_value: jax.Array) -> jax.Array:
     return 1 - jnp.var(target_value - value) / (jnp.var(target_value) + 1e-8)
 
 
-def minibatch_gradient(
-    params: Params, apply: Apply, batch: Batch, hp: Hyperparameters
-) -> tuple[Params, dict[str, jax.Array]]:
+def minibatch_gradient(params: Params, apply: Apply, batch: Batch, hp: Hyperparameters) -> tuple[Params, dict[str, jax.Array]]:
     """Gradient and metrics of one minibatch, computed microbatch by microbatch."""
     if hp.normalize_advantage:
         advantage = batch.advantage
@@ -170,7 +166,7 @@ def minibatch_gradient(
         return gradient(params, apply, batch, hp)
     parts = jax.tree.map(lambda x: x.reshape(size // micro, micro, *x.shape[1:]), batch)
 
-    def add(total, part):
+    def add(total: Any, part: Batch) -> tuple[Any, None]:
         return jax.tree.map(jnp.add, total, gradient(params, apply, part, hp)), None
 
     shapes = jax.eval_shape(lambda: gradient(params, apply, jax.tree.map(lambda x: x[0], parts), hp))
@@ -199,7 +195,7 @@ def update(
     flat = jax.tree.map(lambda x: x.reshape(t * n, *x.shape[2:]), batch)
     num_minibatches = t * n // hp.batch_size
 
-    def minibatch_step(carry, indices):
+    def minibatch_step(carry: Any, indices: jax.Array) -> tuple[Any, Any]:
         params, opt_state, stopped = carry
         # Gathered here rather than shuffled at once: a second copy of all pixels would double the memory.
         minibatch = jax.tree.map(lambda x: x[indices], flat)
@@ -209,10 +205,10 @@ def update(
         updates, new_opt_state = optimizer.update(gradient, opt_state, params)
         new = (optax.apply_updates(params, updates), new_opt_state)
         params, opt_state = jax.tree.map(lambda a, b: jnp.where(stopped, a, b), (params, opt_state), new)
-        metrics["grad_norm"] = optax.global_norm(gradient)
+        metrics["grad_norm"] = optax.tree.norm(gradient)
         return (params, opt_state, stopped), (metrics, ~stopped)
 
-    def shuffled(key):
+    def shuffled(key: jax.Array) -> jax.Array:
         return jax.random.permutation(key, t * n)[: num_minibatches * hp.batch_size].reshape(num_minibatches, hp.batch_size)
 
     indices = jax.vmap(shuffled)(jax.random.split(key, hp.n_epochs)).reshape(-1, hp.batch_size)

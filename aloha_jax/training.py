@@ -1,6 +1,7 @@
 """The training loop: `RunState` is the only carry, `train_step` the one jitted function."""
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import optax
 
 from aloha_jax import networks, ppo
 from aloha_jax.config import Config
-from aloha_jax.env import Env, EnvState
+from aloha_jax.env import Env, EnvState, Observation
 from aloha_jax.networks import ActorCritic, RunningStats, as_inputs, normalize_inputs, vector_inputs
 from aloha_jax.policy import clip_action, make_network
 from aloha_jax.ppo import Hyperparameters, Transition
@@ -41,7 +42,7 @@ class RunState(NamedTuple):
 def make_optimizer(config: Config) -> optax.GradientTransformation:
     """Adam with global-norm clipping; epsilon as in Stable-Baselines3. The learning rate is part of its state."""
 
-    def adam(learning_rate):
+    def adam(learning_rate: float) -> optax.GradientTransformation:
         return optax.chain(optax.clip_by_global_norm(config.max_grad_norm), optax.adam(learning_rate, eps=1e-5))
 
     return optax.inject_hyperparams(adam)(learning_rate=config.learning_rate)
@@ -68,7 +69,10 @@ def init_run(config: Config, env: Env, network: ActorCritic | None = None) -> Ru
     return jax.tree.map(lambda x: x.copy(), run)  # no two leaves share a buffer: `train_step` donates them all
 
 
-def make_train_step(config: Config, env: Env, network: ActorCritic | None = None):
+TrainStep = Callable[[RunState], tuple[RunState, dict[str, jax.Array]]]
+
+
+def make_train_step(config: Config, env: Env, network: ActorCritic | None = None) -> TrainStep:
     """The jitted `train_step(run) -> (run, metrics)`; `run`'s buffers are donated."""
     return jax.jit(functools.partial(_train_step, config, env, network or make_network(config)), donate_argnums=0)
 
@@ -77,29 +81,47 @@ def _train_step(config: Config, env: Env, network: ActorCritic, run: RunState) -
     optimizer, hp = make_optimizer(config), hyperparameters(config)
     key, rollout_key, update_key = jax.random.split(run.key, 3)
     opt_state = _schedule(config, run)
-    env_state, transitions, last_value, raw_vectors, episodes = rollout(config, env, network, run, rollout_key)
-    batch = ppo.make_batch(transitions, last_value, config.gamma, config.gae_lambda)
-    params, opt_state, metrics = ppo.update(run.params, opt_state, batch, update_key, network.apply, optimizer, hp)
+    collected = rollout(config, env, network, run, rollout_key)
+    batch = ppo.make_batch(collected.transitions, collected.last_value, config.gamma, config.gae_lambda)
+    apply: Any = network.apply
+    params, opt_state, metrics = ppo.update(run.params, opt_state, batch, update_key, apply, optimizer, hp)
     if config.lr_schedule == "adaptive":
+        assert config.target_kl is not None  # Config.validate
         opt_state = _adapt(opt_state, metrics["approx_kl"], config.target_kl)
-    stats = {name: stats.update(raw_vectors[name]) for name, stats in run.stats.items()}
-    metrics |= episodes | {"learning_rate": opt_state.hyperparams["learning_rate"]}
-    return RunState(params, opt_state, stats, env_state, key, run.update + 1), metrics
+    stats = {name: stats.update(collected.vectors[name]) for name, stats in run.stats.items()}
+    metrics |= collected.episodes | {"learning_rate": opt_state.hyperparams["learning_rate"]}
+    return RunState(params, opt_state, stats, collected.env, key, run.update + 1), metrics
 
 
-def rollout(config: Config, env: Env, network: ActorCritic, run: RunState, key: jax.Array):
-    """`config.n_steps` steps of every world.
+class Rollout(NamedTuple):
+    """What `rollout` collected.
 
-    Returns:
-        The worlds after it, transitions [T, N, ...], V of the last observation [N], the vector inputs before normalisation
-        [T, N, size], and sums over the episodes that ended.
+    Attributes:
+        env: the worlds after it.
+        transitions: [T, N, ...].
+        last_value: V of the last observation, [N].
+        vectors: the vector inputs before normalisation, float32[T, N, size] each.
+        episodes: sums over the episodes that ended.
     """
-    value_of = functools.partial(network.apply, run.params, method="value")
 
-    def step(state: EnvState, key):
+    env: EnvState
+    transitions: Transition
+    last_value: jax.Array
+    vectors: dict[str, jax.Array]
+    episodes: dict[str, jax.Array]
+
+
+def rollout(config: Config, env: Env, network: ActorCritic, run: RunState, key: jax.Array) -> Rollout:
+    """`config.n_steps` steps of every world under the policy of `run`."""
+    apply: Any = network.apply
+
+    def value_of(inputs: dict[str, jax.Array]) -> Any:
+        return network.apply(run.params, inputs, method="value")
+
+    def step(state: EnvState, key: jax.Array) -> tuple[EnvState, Any]:
         raw = _inputs(config, state.obs, state.privileged)
         inputs = normalize_inputs(raw, run.stats)
-        distribution, value = network.apply(run.params, inputs)
+        distribution, value = apply(run.params, inputs)
         action = networks.sample(distribution, key)
         log_prob = networks.log_prob(distribution, action)
         after = env.step(state, clip_action(config, action))
@@ -114,11 +136,11 @@ def rollout(config: Config, env: Env, network: ActorCritic, run: RunState, key: 
 
     state, (transitions, raw, episodes) = jax.lax.scan(step, run.env, jax.random.split(key, config.n_steps))
     last_value = value_of(normalize_inputs(_inputs(config, state.obs, state.privileged), run.stats))
-    return state, transitions, last_value, raw, jax.tree.map(lambda x: x.sum(axis=0), episodes)
+    return Rollout(state, transitions, last_value, raw, jax.tree.map(lambda x: x.sum(axis=0), episodes))
 
 
-def _inputs(config: Config, obs, privileged: jax.Array) -> dict[str, jax.Array]:
-    """What the networks see: the observation, and the simulator's state if the critic is privileged and does not see it anyway."""
+def _inputs(config: Config, obs: Observation, privileged: jax.Array) -> dict[str, jax.Array]:
+    """What the networks see: the observation, and the simulator's state if a privileged critic does not see it anyway."""
     return as_inputs(obs, privileged if config.privileged_critic and config.has_pixels else None)
 
 
@@ -145,8 +167,8 @@ def _schedule(config: Config, run: RunState) -> optax.OptState:
 
 def _adapt(opt_state: optax.OptState, kl: jax.Array, target_kl: float) -> optax.OptState:
     rate = opt_state.hyperparams["learning_rate"]
-    rate = jnp.where(kl > 2.0 * target_kl, rate / LEARNING_RATE_FACTOR, jnp.where(kl < 0.5 * target_kl, rate * LEARNING_RATE_FACTOR, rate))
-    return _with_learning_rate(opt_state, jnp.clip(rate, *LEARNING_RATE_BOUNDS))
+    factor = jnp.where(kl > 2.0 * target_kl, 1 / LEARNING_RATE_FACTOR, jnp.where(kl < 0.5 * target_kl, LEARNING_RATE_FACTOR, 1.0))
+    return _with_learning_rate(opt_state, jnp.clip(rate * factor, *LEARNING_RATE_BOUNDS))
 
 
 def _with_learning_rate(opt_state: optax.OptState, rate: jax.Array) -> optax.OptState:

@@ -8,7 +8,7 @@ from aloha_jax.scene import Scene
 
 
 class Physics(NamedTuple):
-    """The state of N worlds. The world axis leads every array.
+    """The state of N worlds, as JAX or (on the host) NumPy arrays. The world axis leads every array.
 
     Attributes:
         internal: the engine's own complete state, opaque to everyone else.
@@ -18,9 +18,9 @@ class Physics(NamedTuple):
     """
 
     internal: Any
-    qpos: jax.Array
-    qvel: jax.Array
-    sensordata: jax.Array
+    qpos: Any
+    qvel: Any
+    sensordata: Any
 
 
 class Engine(Protocol):

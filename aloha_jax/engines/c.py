@@ -7,6 +7,8 @@ A world's state is MuJoCo's own float64 state (time, qpos, qvel) and the solver'
 import functools
 import os
 import threading
+from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ import mujoco
 import mujoco.rollout
 import numpy as np
 from gym_aloha.constants import START_ARM_POSE, unnormalize_puppet_gripper_position
+from numpy.typing import ArrayLike
 
 from aloha_jax.engines import Physics
 from aloha_jax.scene import Scene
@@ -59,7 +62,7 @@ class CEngine:
     def reset_where(self, mask: jax.Array, physics: Physics, qpos: jax.Array, qvel: jax.Array) -> Physics:
         return self._call(self._host_reset_where, mask.shape[0], mask, physics, qpos, qvel)
 
-    def _call(self, host_function, num_worlds: int, *args) -> Physics:
+    def _call(self, host_function: Callable[..., Physics], num_worlds: int, *args: Any) -> Physics:
         model = self.scene.model
         float_array = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
         result = Physics(
@@ -68,9 +71,9 @@ class CEngine:
             qvel=float_array((num_worlds, model.nv)),
             sensordata=float_array((num_worlds, model.nsensordata)),
         )
-        return jax.pure_callback(host_function, result, *args)
+        return cast(Physics, jax.pure_callback(host_function, result, *args))
 
-    def _host_reset(self, qpos, qvel) -> Physics:
+    def _host_reset(self, qpos: ArrayLike, qvel: ArrayLike) -> Physics:
         qpos, qvel = np.asarray(qpos), np.asarray(qvel)
         state = np.zeros((len(qpos), self._state_size))
         state[:, self._qpos] = qpos
@@ -78,7 +81,7 @@ class CEngine:
         warmstart = np.zeros((len(qpos), self.scene.model.nv))
         return self._pack(state, warmstart, self._sense(state, warmstart))
 
-    def _host_step(self, bits, action) -> Physics:
+    def _host_step(self, bits: ArrayLike, action: ArrayLike) -> Physics:
         state, warmstart = self._unpack(np.asarray(bits))
         substeps = self.scene.substeps
         # One more step only for its sensors, which `mj_step` evaluates before it integrates.
@@ -90,7 +93,7 @@ class CEngine:
         warmstart = (end[:, self._qvel] - before[:, self._qvel]) / self.scene.model.opt.timestep
         return self._pack(end, warmstart, sensors[:, -1])
 
-    def _host_reset_where(self, mask, physics, qpos, qvel) -> Physics:
+    def _host_reset_where(self, mask: ArrayLike, physics: Physics, qpos: ArrayLike, qvel: ArrayLike) -> Physics:
         mask = np.asarray(mask)
         old = Physics(*map(np.asarray, physics))
         if not mask.any():
@@ -105,7 +108,9 @@ class CEngine:
         ctrl = np.broadcast_to(self._start_ctrl, (len(state), len(self._start_ctrl)))
         return self._rollout(state, warmstart, ctrl, num_steps=1)[1][:, -1]
 
-    def _rollout(self, state, warmstart, ctrl, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    def _rollout(
+        self, state: np.ndarray, warmstart: np.ndarray, ctrl: np.ndarray, num_steps: int
+    ) -> tuple[np.ndarray, np.ndarray]:
         """States float64[N, steps, size] and sensors float64[N, steps, nsensordata] under constant controls."""
         if len(state) == 0:
             sensors = np.zeros((0, num_steps, self.scene.model.nsensordata))

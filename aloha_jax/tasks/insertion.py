@@ -1,7 +1,7 @@
 """ALOHA peg insertion: the left arm brings the socket, the right arm the peg, and the peg's end must touch the pin inside.
 
-`level` is gym_aloha's reward (gym_aloha/tasks/sim.py, InsertionTask.get_reward), `dense` a potential-based shaping (Ng, Harada and
-Russell 1999), and `features` the privileged observation. Everything that belongs to one arm is expressed in that arm's own frame,
+`level` is gym_aloha's reward (gym_aloha/tasks/sim.py, InsertionTask.get_reward), `dense` a potential-based shaping (Ng, Harada
+and Russell 1999), and `features` the privileged observation. Everything that belongs to one arm is expressed in that arm's own frame,
 in which both arms see the same geometry: origin midway between the arms, x from the arm's base toward the other arm, z up.
 """
 
@@ -102,7 +102,7 @@ class Insertion:
         return {name: (physics.sensordata[:, idx] > 0).any(axis=1) for name, idx in self.scene.touches.items()}
 
     def level(self, physics: Physics) -> jax.Array:
-        """gym_aloha's reward, int32[N] in 0..4: 1 both touched, 2 both lifted, 3 peg touches socket in the air, 4 peg touches pin.
+        """gym_aloha's reward, int32[N]: 1 both touched, 2 both lifted, 3 peg touches socket in the air, 4 peg touches pin.
 
         As there, only one finger of each arm counts: the left arm's left finger and the right arm's right finger.
         """
@@ -285,7 +285,8 @@ class Insertion:
     def _contacts(self, touch: dict[str, jax.Array]) -> jax.Array:
         """float32[N, 2, 3]: left finger, right finger and table touch the arm's object."""
         names = ("finger_left", "finger_right", "table")
-        return _stack_arms(*(jnp.stack([touch[f"{x}_{n}"] for n in names], axis=1) for x in ("socket", "peg"))).astype(jnp.float32)
+        per_object = (jnp.stack([touch[f"{x}_{name}"] for name in names], axis=1) for x in ("socket", "peg"))
+        return _stack_arms(*per_object).astype(jnp.float32)
 
     def _other_object(self, geometry: Geometry) -> jax.Array:
         """float32[N, 2, 9]: the other object's mating end, in the own object's frame and from the own mating end; its axis."""

@@ -1,0 +1,113 @@
+"""The command line: flags from dataclasses (tyro), and what a user can get wrong as one sentence and exit status 2."""
+
+import argparse
+import contextlib
+import dataclasses
+import errno
+import io
+import re
+import sys
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar, cast
+
+import jax
+import tyro
+
+from aloha_jax.checkpoints import CheckpointError
+from aloha_jax.config import PRESETS, Config, ConfigError
+from aloha_jax.pixels import RendererUnavailable
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], args: Sequence[str], default: T | None = None, description: str = "") -> T:
+    """Flags as a dataclass; `--help` prints and exits.
+
+    Raises:
+        ConfigError: a flag is unknown or ill-typed.
+    """
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return cast(T, tyro.cli(kind, args=args, default=default, description=description))
+    except SystemExit as error:
+        if error.code == 0:
+            raise
+        raise ConfigError(_one_line(errors.getvalue())) from None
+
+
+def parse_config(args: Sequence[str]) -> tuple[Config, set[str]]:
+    """The validated configuration of a training run, and the names of the settings that were given as flags.
+
+    Raises:
+        ConfigError: a flag is wrong.
+    """
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser.add_argument("--preset", default="auto")
+    chooser.add_argument("--device", default="auto")
+    chosen, _ = chooser.parse_known_args(args)
+    _check_choice("preset", chosen.preset)
+    _check_choice("device", chosen.device)
+    preset = chosen.preset
+    if preset == "auto":
+        preset = "gpu" if choose_device(chosen.device) == "gpu" else "cpu"
+    config = parse(Config, args, default=PRESETS[preset], description="Train a policy with PPO; docs: README.md.")
+    given = {word[2:].split("=")[0].removeprefix("no-").replace("-", "_") for word in args if word.startswith("--")}
+    given &= {field.name for field in dataclasses.fields(Config)}
+    return dataclasses.replace(config, preset=preset).validate(), given
+
+
+def choose_device(name: str) -> str:
+    """Make JAX use `cpu` or `gpu`; `auto` leaves the choice to JAX. Returns the platform in use.
+
+    Raises:
+        ConfigError: there is no GPU.
+    """
+    if name == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    if name == "gpu" and jax.default_backend() != "gpu":
+        raise ConfigError(
+            "--device gpu: JAX sees no GPU here; install the cuda extra (`uv sync --extra cuda`) or use --device cpu"
+        )
+    return jax.default_backend()
+
+
+@contextlib.contextmanager
+def user_errors() -> Iterator[None]:
+    """Turns what a user can get wrong into one sentence on stderr and exit status 2; bugs keep their traceback."""
+    try:
+        yield
+    except (ConfigError, CheckpointError, RendererUnavailable) as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        _fail(
+            f"{error.strerror}: {error.filename}: free some space or choose another place; checkpoints already written are intact"
+        )
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        _fail("out of memory: lower --n-envs or --n-steps, or give --microbatch-size")
+
+
+def _fail(message: str) -> typing.NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _check_choice(name: str, value: Any) -> None:
+    choices = typing.get_args(typing.get_type_hints(Config)[name])
+    if value not in choices:
+        raise ConfigError(f"--{name} is one of {', '.join(choices)}; not {value!r}")
+
+
+def _one_line(text: str) -> str:
+    """The framed message of tyro as one line."""
+    plain = " ".join(re.sub(r"\x1b\[[0-9;]*m|[│─╭╮╰╯]", " ", text).split())
+    plain = re.split(r" Argument helptext:| Got errors:| For full helptext| Similar arguments:", plain)[0]
+    return (
+        re.sub(r"^(Parsing error|Value error|Invalid choice|Unrecognized options|Missing value) ", "", plain).strip()
+        + "; see --help"
+    )

@@ -1,0 +1,184 @@
+"""Where numbers go: TensorBoard, CSV files and the console. The only file that knows tensorboardX and rich."""
+
+import csv
+import time
+from collections import deque
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from tensorboardX import SummaryWriter
+from tensorboardX.proto.summary_pb2 import Summary
+
+from aloha_jax.evaluation import Report
+from aloha_jax.video import gif_bytes
+
+EPISODE_WINDOW = 100  # rollout means are over at least this many of the latest episodes, as in Stable-Baselines3
+
+# What the train step calls it -> its TensorBoard tag.
+TRAIN_TAGS = {
+    "policy_loss": "train/policy_loss",
+    "value_loss": "train/value_loss",
+    "entropy_loss": "train/entropy_loss",
+    "approx_kl": "train/approx_kl",
+    "clip_fraction": "train/clip_fraction",
+    "explained_variance": "train/explained_variance",
+    "grad_norm": "train/grad_norm",
+    "learning_rate": "train/learning_rate",
+    "update_share": "train/update_share",
+    "invalid_worlds": "rollout/invalid_worlds",
+}
+EPISODE_TAGS = {
+    "episode_reward": "rollout/ep_rew_mean",
+    "episode_length": "rollout/ep_len_mean",
+    "episode_level": "rollout/ep_level_mean",
+    "episode_success": "rollout/success_rate",
+}
+
+
+class CsvFile:
+    """Appends rows to a CSV file; the first row ever decides the columns."""
+
+    def __init__(self, path: Path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path = path
+        self._columns = None
+        if path.exists():
+            with path.open(newline="") as file:
+                self._columns = next(csv.reader(file), None)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        fresh = self._columns is None
+        self._columns = self._columns or list(row)
+        with self._path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, self._columns, restval="", extrasaction="ignore")
+            if fresh:
+                writer.writeheader()
+            writer.writerow(row)
+
+
+class MetricsLogger:
+    """Turns metrics into TensorBoard scalars, `progress.csv`, `eval/evaluations.csv` and a progress bar."""
+
+    def __init__(self, run_dir: Path, total_timesteps: int, start_timesteps: int = 0, quiet: bool = False):
+        self.console = Console(quiet=quiet, stderr=False)
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"))
+        self._progress_csv = CsvFile(run_dir / "progress.csv")
+        self._evaluations_csv = CsvFile(run_dir / "eval" / "evaluations.csv")
+        self._episodes: deque[Mapping[str, float]] = deque()
+        self._start = self._last_time = time.monotonic()
+        self._last_steps = start_timesteps
+        self._bar = Progress(
+            TextColumn("[bold]{task.completed:>9,.0f}[/] / {task.total:,.0f} steps"),
+            BarColumn(),
+            TextColumn("{task.fields[status]}"),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=self.console,
+        )
+        self._task = self._bar.add_task("train", total=total_timesteps, completed=start_timesteps, status="compiling")
+        self._success: float | None = None
+        self._bar.start()
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time since this process began to train."""
+        return time.monotonic() - self._start
+
+    def log_update(self, env_steps: int, metrics: Mapping[str, Any]) -> dict[str, float]:
+        """Record one update's metrics, given as host scalars; returns the scalars by tag."""
+        values = {name: float(x) for name, x in metrics.items()}
+        now = time.monotonic()
+        scalars = {tag: values[name] for name, tag in TRAIN_TAGS.items() if name in values} | self._episode_means(values)
+        scalars["time/sps"] = (env_steps - self._last_steps) / max(now - self._last_time, 1e-9)
+        self._last_steps, self._last_time = env_steps, now
+        for tag, value in scalars.items():
+            if np.isfinite(value):
+                self._writer.add_scalar(tag, value, env_steps)
+        blank = dict.fromkeys(EPISODE_TAGS.values(), float("nan"))
+        self._progress_csv.append({"env_steps": env_steps, "seconds": round(self.seconds, 2)} | blank | scalars)
+        self._show(env_steps, scalars)
+        return scalars
+
+    def log_evaluation(self, env_steps: int, report: Report, train_reward: float) -> None:
+        """Record an evaluation; `train_reward` is the mean sum of training rewards over its episodes."""
+        self._success = report.success_rate
+        levels = {f"eval/level_{k}": rate for k, rate in report.level_rates.items()}
+        scalars = {
+            "eval/mean_reward": report.mean_reward,
+            "eval/mean_max_reward": report.mean_max_reward,
+            "eval/mean_train_reward": train_reward,
+            "eval/success_rate": report.success_rate,
+            "eval/mean_length": report.mean_length,
+        } | levels
+        for tag, value in scalars.items():
+            self._writer.add_scalar(tag, value, env_steps)
+        row = {tag.removeprefix("eval/"): value for tag, value in scalars.items()}
+        self._evaluations_csv.append({"env_steps": env_steps, "seconds": round(self.seconds, 2)} | row)
+        self._last_time = time.monotonic()  # evaluation is not training time
+
+    def log_video(self, env_steps: int, tag: str, frames: list[np.ndarray]) -> None:
+        """Show uint8[H, W, 3] frames as an animation in TensorBoard's images."""
+        height, width = frames[0].shape[:2]
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif_bytes(frames))
+        self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), env_steps)
+
+    def close(self) -> None:
+        """Stop the bar and flush every file."""
+        self._bar.stop()
+        self._writer.close()
+
+    def _episode_means(self, values: Mapping[str, float]) -> dict[str, float]:
+        if values.get("episodes"):
+            self._episodes.append({name: values[name] for name in ("episodes", *EPISODE_TAGS)})
+        while len(self._episodes) > 1 and sum(e["episodes"] for e in list(self._episodes)[1:]) >= EPISODE_WINDOW:
+            self._episodes.popleft()
+        count = sum(e["episodes"] for e in self._episodes)
+        return {tag: sum(e[name] for e in self._episodes) / count for name, tag in EPISODE_TAGS.items()} if count else {}
+
+    def _show(self, env_steps: int, scalars: Mapping[str, float]) -> None:
+        reward = scalars.get("rollout/ep_rew_mean")
+        parts = [f"{scalars['time/sps']:,.0f} steps/s"]
+        if reward is not None:
+            parts += [f"reward {reward:.2f}", f"level {scalars['rollout/ep_level_mean']:.2f}"]
+        if self._success is not None:
+            parts.append(f"success {self._success:.0%}")
+        self._bar.update(self._task, completed=env_steps, status="  ".join(parts))
+
+
+def summary_table(title: str, rows: Mapping[str, Any]) -> Table:
+    """Two columns: a name and its value."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in rows.items():
+        table.add_row(name, str(value))
+    return table
+
+
+def report_table(report: Report) -> Table:
+    """An evaluation's report for the console."""
+    low, high = report.success_interval
+    rows = {
+        "episodes": report.n_episodes,
+        "success": f"{report.success_rate:.1%}  (95 % interval {low:.1%} .. {high:.1%})",
+        "mean highest level": f"{report.mean_max_reward:.2f}",
+        "mean return": f"{report.mean_return:.1f}",
+        "mean length": f"{report.mean_length:.1f}",
+    }
+    rows |= {f"reached level {k}": f"{rate:.1%}" for k, rate in report.level_rates.items()}
+    return summary_table(f"evaluation in {report.simulator}", rows)
+
+
+def print_report(report: Report, paths: Mapping[str, Any]) -> None:
+    """Print an evaluation: a table for people on a terminal, JSON for programs."""
+    console = Console()
+    if not console.is_terminal:
+        print(report.to_json())
+        return
+    console.print(report_table(report))
+    for name, path in paths.items():
+        console.print(f"{name}: {path}")

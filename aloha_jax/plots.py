@@ -1,0 +1,51 @@
+"""Learning curves from a run's CSV files. The only file that knows matplotlib."""
+
+import csv
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+
+def _columns(path: Path) -> dict[str, list[float]]:
+    """Columns of a CSV file of numbers; empty fields become NaN."""
+    if not path.exists():
+        return {}
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {name: [float(row[name] or "nan") for row in rows] for name in (rows[0] if rows else ())}
+
+
+def learning_curve(run_dir: Path) -> Path:
+    """Draw `learning_curve.png` from `progress.csv` and `eval/evaluations.csv`; returns its path."""
+    progress, evaluations = _columns(run_dir / "progress.csv"), _columns(run_dir / "eval" / "evaluations.csv")
+    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    for axis, title in zip(axes, ("reward per episode", "highest level reached", "share of evaluation episodes"), strict=True):
+        axis.set_title(title)
+        axis.set_xlabel("environment steps")
+        axis.grid(alpha=0.3)
+    reward, level, share = axes
+    if progress:
+        reward.plot(progress["env_steps"], progress["rollout/ep_rew_mean"], label="training", color="tab:blue", alpha=0.6)
+        level.plot(progress["env_steps"], progress["rollout/ep_level_mean"], label="training", color="tab:blue", alpha=0.6)
+    if evaluations:
+        steps = evaluations["env_steps"]
+        reward.plot(steps, evaluations["mean_train_reward"], "o-", label="evaluation", color="tab:orange")
+        level.plot(steps, evaluations["mean_max_reward"], "o-", label="evaluation", color="tab:orange")
+        for k in range(1, 5):
+            label = "success (level 4)" if k == 4 else f"level {k}"
+            share.plot(steps, evaluations[f"level_{k}"], "o-", label=label, color=plt.colormaps["viridis"](k / 4 - 0.2))
+    level.set_ylim(-0.1, 4.1)
+    share.set_ylim(-0.05, 1.05)
+    for axis in axes:
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(loc="best", fontsize="small")
+    path = run_dir / "learning_curve.png"
+    unfinished = path.with_name(".learning_curve.part.png")
+    figure.savefig(unfinished, dpi=120)
+    plt.close(figure)
+    unfinished.replace(path)
+    return path

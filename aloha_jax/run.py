@@ -1,0 +1,223 @@
+"""One run from configuration to trained model: its directory, its loop, its records."""
+
+import dataclasses
+import shlex
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from aloha_jax import checkpoints, evaluation, plots, training
+from aloha_jax.checkpoints import CheckpointError, CheckpointWriter
+from aloha_jax.config import Config, ConfigError
+from aloha_jax.env import Env, make_from_config
+from aloha_jax.evaluation import EngineEvaluator, Report
+from aloha_jax.metrics import MetricsLogger, report_table, summary_table
+from aloha_jax.networks import num_parameters
+from aloha_jax.policy import Policy
+from aloha_jax.training import RunState
+
+EVALUATION_SEED = 1_000_000  # evaluations during training; those after it start from FINAL_SEED
+FINAL_SEED = 2_000_000
+
+# What a resumed run may be given anew; every other setting is the run's own.
+RESUMABLE = ("log_dir", "resume", "overwrite", "preset", "total_timesteps", "device")
+
+
+def prepare_directory(config: Config) -> Path:
+    """Make the run directory of a new run and write down how it was started.
+
+    Raises:
+        ConfigError: it exists already, or cannot be written.
+    """
+    directory = Path(config.log_dir)
+    try:
+        if directory.exists() and not directory.is_dir():
+            raise ConfigError(f"--log-dir {directory} is a file")
+        if directory.is_dir() and any(directory.iterdir()):
+            if not config.overwrite:
+                raise ConfigError(f"--log-dir {directory} is not empty: choose another, --resume {directory}, or --overwrite")
+            _refuse_to_delete_strangers(directory)
+            shutil.rmtree(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "config.json").write_text(config.to_json() + "\n")
+        (directory / "command.txt").write_text(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) + "\n")
+    except OSError as error:
+        raise ConfigError(f"cannot write --log-dir {directory}: {error.strerror}") from None
+    return directory
+
+
+def _refuse_to_delete_strangers(directory: Path) -> None:
+    """--overwrite deletes runs, not whatever a mistyped path holds."""
+    if not (directory / "config.json").exists():
+        raise ConfigError(f"--overwrite: {directory} holds no run (no config.json); delete it yourself if that is meant")
+
+
+def resumed_config(directory: Path, flags: Config, given: set[str]) -> Config:
+    """The saved configuration of a run, with a longer `total_timesteps` if one was given.
+
+    Args:
+        directory: the run.
+        flags: the configuration from the command line.
+        given: names of the settings that were given there.
+
+    Raises:
+        ConfigError: the run does not exist or a flag contradicts it.
+    """
+    if not directory.is_dir():
+        raise ConfigError(f"--resume {directory} is not a run directory")
+    saved = Config.load(directory / "config.json")
+    for name in sorted(given - set(RESUMABLE)):
+        old, new = getattr(saved, name), getattr(flags, name)
+        if old != new:
+            raise ConfigError(f"--{name.replace('_', '-')} {new} contradicts the run, which has {old}: leave the flag out")
+    total = flags.total_timesteps if "total_timesteps" in given else saved.total_timesteps
+    return dataclasses.replace(saved, log_dir=str(directory), total_timesteps=max(total, saved.total_timesteps)).validate()
+
+
+class Run:
+    """Trains, evaluates and saves; `train` does all of it."""
+
+    def __init__(self, config: Config, directory: Path, resume: bool = False, quiet: bool = False):
+        self.config, self.directory = config, directory
+        self.env: Env = make_from_config(config)
+        eval_env = make_from_config(config, config.eval_episodes, autoreset=False, frames=self.env.renderer)
+        seeds = [EVALUATION_SEED + i for i in range(config.eval_episodes)]
+        self.evaluator = EngineEvaluator(config, seeds, eval_env)
+        self.train_step = training.make_train_step(config, self.env)
+        self.writer = CheckpointWriter(directory / "checkpoints")
+        self.state: RunState = training.init_run(config, self.env)
+        self.best_score = -1.0
+        if resume:
+            self._restore()
+        self.logger = MetricsLogger(directory, config.total_timesteps, self.env_steps, quiet)
+
+    @property
+    def env_steps(self) -> int:
+        """Environment steps done, over all worlds."""
+        return int(self.state.update) * self.config.rollout_size
+
+    @property
+    def policy(self) -> Policy:
+        """The policy as it stands; a copy, for `train_step` donates the original's buffers."""
+        params, stats = jax.tree.map(lambda x: x.copy(), (self.state.params, self.state.stats))
+        actor_stats = {name: x for name, x in stats.items() if name != "privileged"}
+        return Policy(self.config, params, stats if self.config.privileged_critic else actor_stats)
+
+    def train(self) -> None:
+        """Run to `config.total_timesteps`; leaves `final_model`, the last checkpoint and the learning curve."""
+        config, first = self.config, int(self.state.update)
+        self._print_start()
+        if first == 0:
+            self._evaluate(0)
+        pending: tuple[int, Any] | None = None
+        for update in range(first, config.num_updates):
+            self.state, metrics = self.train_step(self.state)
+            # The metrics of the update before: reading those just made would make the device wait for the host.
+            if pending is not None:
+                self._log(*pending)
+            before, env_steps = update * config.rollout_size, (update + 1) * config.rollout_size
+            pending = (env_steps, metrics)
+            last = update + 1 == config.num_updates
+            if last or _crossed(config.eval_freq, before, env_steps):
+                self._evaluate(env_steps)
+            if last or _crossed(config.checkpoint_freq, before, env_steps):
+                self._save(env_steps)
+        if pending is not None:
+            self._log(*pending)
+        checkpoints.save_model(self.directory / "final_model", self.policy)
+        plots.learning_curve(self.directory)
+        self.writer.close()
+
+    def close(self) -> None:
+        """Release the renderer and flush the records."""
+        self.logger.close()
+        if self.env.renderer is not None:
+            self.env.renderer.close()
+
+    def _log(self, env_steps: int, metrics: Any) -> None:
+        self.logger.log_update(env_steps, jax.device_get(metrics))
+
+    def _evaluate(self, env_steps: int) -> None:
+        policy = self.policy
+        rollouts, train_rewards = self.evaluator(policy)
+        report = evaluation.summarize(rollouts, "c")
+        self.logger.log_evaluation(env_steps, report, float(train_rewards.mean()))
+        # Success first, then the mean level, then the training reward, each too small to outweigh the one before.
+        self.last_score = report.success_rate + 1e-2 * report.mean_max_reward + 1e-5 * float(np.tanh(train_rewards.mean() / 50))
+        if self.env.renderer is not None:
+            frames = list(self.env.renderer.render(rollouts[0].qpos[::2]))
+            self.logger.log_video(env_steps, "eval/video", frames)
+        if self.last_score > self.best_score:
+            self.best_score = self.last_score
+            checkpoints.save_model(self.directory / "best_model", policy)
+        plots.learning_curve(self.directory)
+
+    def _save(self, env_steps: int) -> None:
+        policy = {"params": self.state.params, "stats": self.state.stats}
+        rest = {"state": self.state._replace(params=None, stats={}), "best_score": np.float64(self.best_score)}
+        self.writer.save(env_steps, self.config, policy, rest, self.last_score)
+
+    def _restore(self) -> None:
+        policy = {"params": self.state.params, "stats": self.state.stats}
+        rest = {"state": self.state._replace(params=None, stats={}), "best_score": np.float64(0)}
+        _, policy, rest = self.writer.restore(None, policy, rest)
+        self.state = rest["state"]._replace(params=policy["params"], stats=policy["stats"])
+        self.best_score = self.last_score = float(rest["best_score"])
+
+    def _print_start(self) -> None:
+        config, device = self.config, jax.devices()[0]
+        observation = f"{config.image_height}x{config.image_width} {config.obs}" if config.has_pixels else config.obs
+        self.logger.console.print(
+            f"[bold]aloha_jax[/] preset {config.preset} on {device.device_kind}: {observation}, {config.action} actions, "
+            f"{config.reward} reward, {config.n_envs} worlds, {num_parameters(self.state.params):,} parameters"
+        )
+
+
+def _crossed(interval: int, before: int, after: int) -> bool:
+    return before // interval < after // interval
+
+
+def final_evaluation(config: Config, directory: Path, logger: MetricsLogger) -> tuple[Report, Path | None]:
+    """Judge the best model in gym_aloha; writes `eval/report.json` and a video."""
+    policy = checkpoints.load_policy(directory / "best_model")
+    video = directory / "eval" / "videos" / "best_model.mp4" if config.final_video else None
+    with logger.console.status(f"judging best_model in gym_aloha, {config.final_eval_episodes} episodes") as status:
+
+        def show(rollout: evaluation.Rollout) -> None:
+            status.update(f"judging best_model in gym_aloha: seed {rollout.seed} reached level {rollout.levels.max()}")
+
+        report = evaluation.evaluate(policy, "gym_aloha", config.final_eval_episodes, FINAL_SEED, video=video, on_episode=show)
+    (directory / "eval" / "report.json").write_text(report.to_json() + "\n")
+    return report, video
+
+
+def execute(config: Config, resume: bool = False) -> Path:
+    """Train as configured, judge the result and print where everything is; returns the run directory."""
+    directory = Path(config.log_dir) if resume else prepare_directory(config)
+    if resume and checkpoints.latest_checkpoint(directory) is None:
+        raise CheckpointError(f"--resume {directory}: no complete checkpoint in its checkpoints folder")
+    run = Run(config, directory, resume)
+    try:
+        run.train()
+        seconds = run.logger.seconds
+    finally:
+        run.close()
+    console = run.logger.console
+    paths = {
+        "env steps": f"{run.env_steps:,} in {seconds / 60:.1f} minutes",
+        "best model": directory / "best_model",
+        "final model": directory / "final_model",
+        "learning curve": directory / "learning_curve.png",
+        "TensorBoard": f"tensorboard --logdir {directory / 'tensorboard'}",
+    }
+    if config.final_eval_episodes:
+        report, video = final_evaluation(config, directory, run.logger)
+        console.print(report_table(report))
+        paths |= {"report": directory / "eval" / "report.json"} | ({"video": video} if video else {})
+    paths["evaluate"] = f"uv run eval.py --model-path {directory / 'best_model'}"
+    console.print(summary_table("done", paths))
+    return directory

@@ -1,0 +1,59 @@
+"""Rollout videos: what the camera saw, what the policy saw, and what the task said. The only file that knows imageio."""
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+FPS = 50  # control steps per second: real time
+PANEL_WIDTH = 240  # pixels, beside the camera's frame
+LEVEL_NAMES = ("approaching", "both touched", "both lifted", "peg at socket", "inserted")
+
+
+def compose(frame: np.ndarray, view: np.ndarray | None, step: int, level: int, best_level: int) -> np.ndarray:
+    """One video frame, uint8[480, 880, 3]: the camera's frame with step and level, beside it the policy's own view.
+
+    Args:
+        frame: uint8[480, 640, 3], the top camera.
+        view: uint8[H, W, 3], the policy's picture; None for a policy that sees none.
+        step: control steps since the episode's start.
+        level: official level of this step.
+        best_level: highest level so far.
+    """
+    canvas = Image.new("RGB", (frame.shape[1] + PANEL_WIDTH, frame.shape[0]), (18, 18, 18))
+    canvas.paste(Image.fromarray(frame), (0, 0))
+    draw = ImageDraw.Draw(canvas)
+    large, small = ImageFont.load_default(22), ImageFont.load_default(15)
+    draw.text((12, 10), f"step {step:3d}   level {level}", font=large, fill="white", stroke_width=2, stroke_fill="black")
+    left = frame.shape[1] + 8
+    if view is not None:
+        scale = (PANEL_WIDTH - 16) / max(view.shape[:2])
+        size = (max(1, round(view.shape[1] * scale)), max(1, round(view.shape[0] * scale)))
+        canvas.paste(Image.fromarray(view).resize(size, Image.Resampling.NEAREST), (left, 36))
+        draw.text((left, 10), f"policy's view {view.shape[0]}x{view.shape[1]}", font=small, fill="white")
+    for i, name in enumerate(LEVEL_NAMES):
+        reached = i <= best_level
+        draw.text((left, 290 + 26 * i), f"{'*' if reached else '-'} {i} {name}", font=small, fill="white" if reached else "gray")
+    return np.asarray(canvas)
+
+
+def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: int = FPS) -> None:
+    """Encode uint8[H, W, 3] frames as H.264; the file appears under its name once it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.part.mp4")
+    try:
+        iio.imwrite(unfinished, list(frames), plugin="FFMPEG", fps=fps, codec="libx264", quality=7, macro_block_size=16)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def gif_bytes(frames: Sequence[np.ndarray], fps: int = 25) -> bytes:
+    """An animated GIF of uint8[H, W, 3] frames, as TensorBoard shows them."""
+    images = [Image.fromarray(frame) for frame in frames]
+    buffer = io.BytesIO()
+    images[0].save(buffer, format="GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
+    return buffer.getvalue()

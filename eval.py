@@ -1,0 +1,67 @@
+"""Judge a policy: `uv run eval.py --help`."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Literal
+
+from aloha_jax import checkpoints, cli, evaluation
+from aloha_jax.config import ConfigError
+from aloha_jax.metrics import print_report
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """What to judge, and where."""
+
+    model_path: str
+    """A run, its best_model or final_model, or one checkpoints/<step>."""
+    n_episodes: int = 10
+    """Number of episodes."""
+    sim: Literal["gym_aloha", "c"] = "gym_aloha"
+    """The original gym_aloha environment, or our own engine."""
+    seed: int = 0
+    """Episode i starts from seed + i, as env.reset(seed=...) in gym_aloha."""
+    save_video: bool = False
+    """Film the first episode."""
+    video_path: str | None = None
+    """Where to; by default eval/videos in the run, or beside the model."""
+    stochastic: bool = False
+    """Sample actions instead of taking their mean."""
+    json: str | None = None
+    """Write the report to this file."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """Where the policy runs."""
+
+
+def main(args: list[str]) -> None:
+    """Parse, judge, report."""
+    flags = cli.parse(Flags, args, description="Judge a policy in gym_aloha or in our own engines.")
+    cli.choose_device(flags.device)
+    if flags.n_episodes < 1:
+        raise ConfigError(f"--n-episodes must be at least 1, got {flags.n_episodes}")
+    if not 0 <= flags.seed < 2**32 - flags.n_episodes:
+        raise ConfigError(f"--seed must lie in 0..2^32, got {flags.seed}")
+    if flags.json is not None and not Path(flags.json).absolute().parent.is_dir():
+        raise ConfigError(f"--json {flags.json}: there is no such folder")
+    policy = checkpoints.load_policy(flags.model_path)
+    video = video_path(flags) if flags.save_video or flags.video_path else None
+    report = evaluation.evaluate(policy, flags.sim, flags.n_episodes, flags.seed, stochastic=flags.stochastic, video=video)
+    if flags.json is not None:
+        Path(flags.json).write_text(report.to_json() + "\n")
+    print_report(report, {"video": video} if video else {})
+
+
+def video_path(flags: Flags) -> Path:
+    """`--video-path`, or a name that tells the model, the simulator and the seed."""
+    if flags.video_path is not None:
+        return Path(flags.video_path)
+    model = Path(flags.model_path).absolute()
+    run = next((p for p in (model, *model.parents) if (p / "checkpoints").is_dir()), None)
+    folder = run / "eval" / "videos" if run else model / "videos"
+    return folder / f"{model.name}-{flags.sim}-seed{flags.seed}.mp4"
+
+
+if __name__ == "__main__":
+    with cli.user_errors():
+        main(sys.argv[1:])
