@@ -12,6 +12,8 @@ import gym_aloha
 import mujoco
 import numpy as np
 
+from aloha_jax.decimation import cluster_vertices
+
 ASSETS = pathlib.Path(gym_aloha.__file__).parent / "assets"
 
 ARMS = ("left", "right")
@@ -118,9 +120,7 @@ def _fix_camera(spec: mujoco.MjSpec, name: str) -> None:
     camera.quat = quat
 
 
-def _add_frame_sensor(
-    spec: mujoco.MjSpec, name: str, kind: mujoco.mjtSensor, objtype: mujoco.mjtObj, objname: str
-) -> None:
+def _add_frame_sensor(spec: mujoco.MjSpec, name: str, kind: mujoco.mjtSensor, objtype: mujoco.mjtObj, objname: str) -> None:
     spec.add_sensor(name=name, type=kind, objtype=objtype, objname=objname)
 
 
@@ -169,3 +169,96 @@ def make_scene(task: str = "insertion", physics: str = "fast") -> Scene:
     }
     substeps = round(CONTROL_TIMESTEP / model.opt.timestep)
     return Scene(model, substeps, sensors, touches, fresh_sensors=physics == "exact")
+
+
+@dataclasses.dataclass(frozen=True)
+class Quality:
+    """What a picture costs.
+
+    Attributes:
+        shadow_map: texels along an edge of the shadow map; 0 draws no shadows.
+        samples: samples per pixel (MSAA).
+        mesh_cell: metres; mesh vertices in one grid cell of this size are merged. 0 keeps gym_aloha's meshes.
+    """
+
+    shadow_map: int
+    samples: int
+    mesh_cell: float
+
+
+# SSIM against gym_aloha's own frame and frames per second: docs/architecture.md, Pixels.
+QUALITIES = {
+    "exact": Quality(shadow_map=4096, samples=4, mesh_cell=0.0),  # gym_aloha's frame to the bit
+    "shadows": Quality(shadow_map=256, samples=4, mesh_cell=0.01),
+    "fast": Quality(shadow_map=0, samples=4, mesh_cell=0.01),
+}
+
+CAMERA = "top"
+WHOLE_FRAME = (0, 0, *FRAME_SHAPE)
+
+
+def make_visual_model(
+    task: str = "insertion",
+    quality: str = "fast",
+    height: int = FRAME_SHAPE[0],
+    width: int = FRAME_SHAPE[1],
+    crop: tuple[int, int, int, int] | None = None,
+) -> mujoco.MjModel:
+    """The scene of a task for renderers: its camera and offscreen buffer make pictures of exactly `height` x `width`.
+
+    Args:
+        task: a key of `TASK_SCENES`.
+        quality: a key of `QUALITIES`.
+        height: of the picture, pixels.
+        width: of the picture, pixels.
+        crop: (top, left, height, width) of the part of gym_aloha's 480x640 frame to look at; by default all of it.
+    """
+    if quality not in QUALITIES:
+        raise ValueError(f"quality is one of {', '.join(QUALITIES)}, not {quality!r}")
+    level = QUALITIES[quality]
+    spec = load_spec(task)
+    if level.mesh_cell:
+        _decimate_meshes(spec, level.mesh_cell)
+    _look_at_crop(spec.camera(CAMERA), crop or WHOLE_FRAME)
+    spec.visual.quality.shadowsize = level.shadow_map
+    spec.visual.quality.offsamples = level.samples
+    spec.visual.global_.offheight = height
+    spec.visual.global_.offwidth = width
+    return spec.compile()
+
+
+def _look_at_crop(camera: mujoco.MjsCamera, crop: tuple[int, int, int, int]) -> None:
+    """Gives the camera an off-axis frustum that sees only the crop, so that no pixel is drawn in vain."""
+    top, left, height, width = crop
+    frame_height, frame_width = FRAME_SHAPE
+    if not (0 <= top < top + height <= frame_height and 0 <= left < left + width <= frame_width):
+        raise ValueError(f"crop (top, left, height, width) = {crop} is not inside the {frame_height}x{frame_width} frame")
+    focal = frame_height / 2 / np.tan(np.deg2rad(camera.fovy) / 2)  # pixels of the whole frame
+    camera.resolution = (width, height)
+    camera.sensor_size = (width, height)
+    camera.focal_pixel = (focal, focal)
+    # From the principal point to the centre of the crop, pixels; x to the left and y down.
+    camera.principal_pixel = (frame_width / 2 - (left + width / 2), (top + height / 2) - frame_height / 2)
+
+
+def _decimate_meshes(spec: mujoco.MjSpec, cell: float) -> None:
+    """Replaces every mesh by a coarser one in the same frame; collisions of the result mean nothing."""
+    model = spec.compile()
+    for mesh in list(spec.meshes):
+        source = model.mesh(mesh.name)
+        first_vertex, first_face = source.vertadr[0], source.faceadr[0]
+        rotation = np.empty(9)
+        mujoco.mju_quat2Mat(rotation, model.mesh_quat[source.id])
+        # The compiler moves a mesh to its inertial frame, geoms in the spec refer to the frame of the file.
+        vertices = model.mesh_vert[first_vertex : first_vertex + source.vertnum[0]] @ rotation.reshape(3, 3).T
+        vertices = vertices + model.mesh_pos[source.id]
+        faces = model.mesh_face[first_face : first_face + source.facenum[0]]
+        vertices, faces = cluster_vertices(vertices, faces, cell)
+        # Clustered meshes need not be watertight: only the inertia of a shell is always defined.
+        shell = mujoco.mjtMeshInertia.mjMESH_INERTIA_SHELL
+        coarse = f"{mesh.name}/coarse"
+        spec.add_mesh(name=coarse, uservert=vertices.ravel(), userface=faces.ravel(), inertia=shell)
+        for geom in spec.geoms:
+            if geom.meshname == mesh.name:
+                geom.meshname = coarse
+        spec.delete(mesh)

@@ -12,6 +12,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # A module imports only from those before it; within a package like `engines` its modules are free.
 ORDER = [
     "config",
+    "decimation",
     "scene",
     "expert",
     "engines",

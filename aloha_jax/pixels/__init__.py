@@ -1,1 +1,94 @@
+"""Poses to pictures: uint8[N, H, W, 3] of the `top` camera.
 
+What a policy sees is defined once, for every renderer and for gym_aloha's own frames:
+`observation = resize(crop(480x640 frame), (H, W))` with an area filter. Renderers draw the crop directly at H x W.
+"""
+
+from typing import Protocol, Self
+
+import numpy as np
+from PIL import Image
+
+from aloha_jax.scene import FRAME_SHAPE, make_visual_model
+
+Crop = tuple[int, int, int, int]  # top, left, height, width in pixels of the 480x640 frame
+
+
+class RendererUnavailable(RuntimeError):
+    """This machine cannot draw; the message says what to install or to set."""
+
+
+class Renderer(Protocol):
+    """Draws batches of worlds.
+
+    Attributes:
+        height: of a picture, pixels.
+        width: of a picture, pixels.
+    """
+
+    height: int
+    width: int
+
+    def render(self, qpos: np.ndarray) -> np.ndarray:
+        """Pictures uint8[N, H, W, 3] of the joint positions float[N, nq]; N may differ from call to call."""
+        ...
+
+    def close(self) -> None:
+        """Frees what the renderer holds; may be called twice."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *exception: object) -> None: ...
+
+
+def make_renderer(
+    name: str,
+    task: str,
+    height: int,
+    width: int,
+    crop: Crop | None = None,
+    num_workers: int | None = None,
+    quality: str = "fast",
+) -> Renderer:
+    """The renderer of that name, looking at a crop of a task's scene.
+
+    Args:
+        name: `egl`, or `auto` for the best one here.
+        task: a key of `scene.TASK_SCENES`.
+        height: of a picture, pixels.
+        width: of a picture, pixels.
+        crop: part of the 480x640 frame to look at; by default all of it.
+        num_workers: processes that draw; by default one per core.
+        quality: a key of `scene.QUALITIES`.
+
+    Raises:
+        RendererUnavailable: OpenGL does not work here.
+    """
+    if name not in ("auto", "egl"):
+        raise ValueError(f"renderer is 'auto' or 'egl', not {name!r}")
+    from aloha_jax.pixels.egl import EglRenderer
+
+    return EglRenderer(make_visual_model(task, quality, height, width, crop), num_workers)
+
+
+def frame_to_observation(frame: np.ndarray, height: int, width: int, crop: Crop | None = None) -> np.ndarray:
+    """What a policy sees of gym_aloha's own frame.
+
+    Args:
+        frame: uint8[480, 640, 3].
+        height: of the observation, pixels.
+        width: of the observation, pixels.
+        crop: part of the frame to keep; by default all of it.
+
+    Returns:
+        uint8[height, width, 3], each pixel the mean of the area it covers.
+    """
+    if frame.shape != (*FRAME_SHAPE, 3) or frame.dtype != np.uint8:
+        raise ValueError(f"a frame is uint8{[*FRAME_SHAPE, 3]}, not {frame.dtype}{list(frame.shape)}")
+    if crop is not None:
+        top, left, crop_height, crop_width = crop
+        frame = frame[top : top + crop_height, left : left + crop_width]
+    if frame.shape[:2] == (height, width):
+        return frame.copy()
+    return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BOX))

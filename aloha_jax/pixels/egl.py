@@ -1,0 +1,217 @@
+"""Pictures by OpenGL, drawn by a pool of processes that each hold one context.
+
+Processes, not threads: Mesa's software rasteriser serialises the contexts of one process. On two cores and with antialiasing, two
+threads draw 1.2 times as many frames as one, two processes 2.0 times (64x64 and 84x84). Frames travel over a socket, which costs
+1 % of drawing them and leaves nothing behind when a process dies.
+"""
+
+import contextlib
+import itertools
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import weakref
+from multiprocessing.connection import Connection, wait
+from typing import Self, cast
+
+import mujoco
+import numpy as np
+
+from aloha_jax.pixels import RendererUnavailable
+from aloha_jax.scene import CAMERA
+
+WORKER = pathlib.Path(__file__).with_name("egl_worker.py")
+MAX_WORKERS = 32  # each takes about 100 MB
+BATCHES_PER_WORKER = 4  # small enough that workers end together, large enough that messages do not count
+SHUTDOWN_SECONDS = 2.0
+
+
+class EglRenderer:
+    """Draws batches of worlds with `num_workers` processes; see `pixels.Renderer`.
+
+    What a world looks like depends neither on the number of workers nor on the rest of the batch.
+
+    Attributes:
+        height: of a picture, pixels.
+        width: of a picture, pixels.
+        gl_renderer: what draws, in OpenGL's words (GL_RENDERER).
+    """
+
+    def __init__(self, model: mujoco.MjModel, num_workers: int | None = None) -> None:
+        """Starts the workers.
+
+        Args:
+            model: from `scene.make_visual_model`, which decides the camera's view, the size and the quality.
+            num_workers: number of processes; by default one per core that this process may use.
+
+        Raises:
+            RendererUnavailable: OpenGL does not work here.
+        """
+        self.height: int = model.vis.global_.offheight
+        self.width: int = model.vis.global_.offwidth
+        self._nq = model.nq
+        self._lock = threading.Lock()
+        self._workers: list[_Worker] = []
+        self._finalizer = weakref.finalize(self, _stop, self._workers)
+        try:
+            for _ in range(num_workers or min(_usable_cores(), MAX_WORKERS)):
+                self._workers.append(_Worker(model))
+            self.gl_renderer = {worker.await_ready() for worker in self._workers}.pop()
+        except BaseException:
+            self.close()
+            raise
+
+    def render(self, qpos: np.ndarray) -> np.ndarray:
+        """Pictures uint8[N, H, W, 3] of joint positions float[N, nq].
+
+        Raises:
+            RuntimeError: the renderer is closed, or a worker died; then the renderer is closed.
+        """
+        qpos = np.ascontiguousarray(qpos, np.float64)
+        if qpos.ndim != 2 or qpos.shape[1] != self._nq:
+            raise ValueError(f"joint positions are float[N, {self._nq}], not float{list(qpos.shape)}")
+        with self._lock:
+            if not self._workers:
+                raise RuntimeError("the renderer is closed")
+            pictures = np.empty((len(qpos), self.height, self.width, 3), np.uint8)
+            try:
+                self._draw(qpos, pictures)
+            except BaseException:  # with answers under way, the next call would read the wrong pictures
+                self.close()
+                raise
+            return pictures
+
+    def _draw(self, qpos: np.ndarray, pictures: np.ndarray) -> None:
+        """Hands out batches to whichever worker is idle."""
+        size = max(1, -(-len(qpos) // (BATCHES_PER_WORKER * len(self._workers))))
+        batches = iter([slice(start, start + size) for start in range(0, len(qpos), size)])
+        busy: dict[_Worker, slice] = {}
+        for worker, batch in zip(self._workers, itertools.islice(batches, len(self._workers)), strict=False):
+            worker.request(qpos[batch])
+            busy[worker] = batch
+        while busy:
+            for worker in _answering(busy):
+                worker.receive(pictures[busy.pop(worker)])
+                for batch in itertools.islice(batches, 1):
+                    worker.request(qpos[batch])
+                    busy[worker] = batch
+
+    def close(self) -> None:
+        """Ends the workers; may be called twice."""
+        self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def gl_renderer_string() -> str:
+    """OpenGL's name of what draws here, such as `llvmpipe (LLVM 15.0.6, 256 bits)`.
+
+    Raises:
+        RendererUnavailable: OpenGL does not work here.
+    """
+    empty = mujoco.MjModel.from_xml_string(f"<mujoco><worldbody><camera name='{CAMERA}'/></worldbody></mujoco>")
+    with EglRenderer(empty, num_workers=1) as renderer:
+        return renderer.gl_renderer
+
+
+class _Worker:
+    """The parent's end of one drawing process."""
+
+    def __init__(self, model: mujoco.MjModel) -> None:
+        ours, theirs = socket.socketpair()
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
+        # Not multiprocessing: forking is unsafe beside JAX's threads, and spawning would import the main module, JAX and all.
+        # -P keeps this folder out of the worker's module search path.
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(WORKER), str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                stderr=self._stderr,
+                env=_worker_environment(),
+                pass_fds=[theirs.fileno()],
+            )
+        self.connection = Connection(ours.detach())
+        with contextlib.suppress(OSError):  # it died at once: `await_ready` says so
+            self.connection.send((model, CAMERA))
+
+    def await_ready(self) -> str:
+        """GL_RENDERER of the worker's context."""
+        try:
+            return cast(str, self.connection.recv())
+        except (EOFError, OSError) as error:
+            raise RendererUnavailable(
+                f"OpenGL does not work here ({self._obituary()}): install EGL (Debian, Ubuntu: libegl1 libgl1-mesa-dri), "
+                "or install libosmesa6 and set MUJOCO_GL=osmesa"
+            ) from error
+
+    def request(self, qpos: np.ndarray) -> None:
+        try:
+            self.connection.send_bytes(qpos.data.cast("B"))
+        except OSError as error:
+            raise RuntimeError(self._obituary()) from error
+
+    def receive(self, pictures: np.ndarray) -> None:
+        try:
+            self.connection.recv_bytes_into(pictures.data.cast("B"))
+        except (EOFError, OSError) as error:
+            raise RuntimeError(self._obituary()) from error
+
+    def _obituary(self) -> str:
+        """How the process ended and its last words."""
+        try:
+            status = self._process.wait(SHUTDOWN_SECONDS)
+        except subprocess.TimeoutExpired:
+            return f"render worker {self._process.pid} closed its connection"
+        cause = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
+        self._stderr.seek(0)
+        last_words = self._stderr.read().decode(errors="replace").strip().splitlines()[-1:]
+        return ": ".join([f"render worker {self._process.pid} {cause}", *last_words])
+
+    def hang_up(self) -> None:
+        """Lets the process end."""
+        self.connection.close()
+
+    def join(self) -> None:
+        try:
+            self._process.wait(SHUTDOWN_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._stderr.close()
+
+
+def _stop(workers: list[_Worker]) -> None:
+    """Ends all workers and forgets them."""
+    for worker in workers:
+        worker.hang_up()
+    for worker in workers:
+        worker.join()
+    workers.clear()
+
+
+def _answering(busy: dict[_Worker, slice]) -> list[_Worker]:
+    """Waits for at least one busy worker to answer, or to die."""
+    ready = wait([worker.connection for worker in busy])
+    return [worker for worker in busy if worker.connection in ready]
+
+
+def _worker_environment() -> dict[str, str]:
+    environment = dict(os.environ)
+    if sys.platform == "linux":  # elsewhere MuJoCo knows the one way
+        environment.setdefault("MUJOCO_GL", "egl")
+    environment.pop("PYOPENGL_PLATFORM", None)  # set by whatever drew in this process; MUJOCO_GL decides
+    environment.setdefault("LP_NUM_THREADS", "0")  # llvmpipe's own threads: the cores are busy with other worlds
+    return environment
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,67 @@
+"""One drawing process of `EglRenderer`: run as a script, so that it imports NumPy and MuJoCo but never JAX.
+
+It holds one OpenGL context, reads batches of joint positions from a socket and answers each with the pictures, until the socket
+closes: with its parent, however that ended. What goes wrong here is written to stderr, which the parent reads.
+"""
+
+import contextlib
+import signal
+import sys
+from multiprocessing.connection import Connection
+
+import mujoco
+import numpy as np
+from OpenGL import GL  # type: ignore[import-untyped]
+
+
+class Artist:
+    """Draws one camera of one model at the size of the model's offscreen buffer."""
+
+    def __init__(self, model: mujoco.MjModel, camera: str) -> None:
+        self._model, self._data = model, mujoco.MjData(model)
+        height, width = model.vis.global_.offheight, model.vis.global_.offwidth
+        self._gl = mujoco.GLContext(width, height)
+        self._gl.make_current()
+        self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
+        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
+        self._scene = mujoco.MjvScene(model, maxgeom=model.ngeom + 10)
+        self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = model.vis.quality.shadowsize > 0
+        self._options = mujoco.MjvOption()
+        self._camera = mujoco.MjvCamera()
+        self._camera.type = mujoco.mjtCamera.mjCAMERA_FIXED
+        self._camera.fixedcamid = model.camera(camera).id
+        self._viewport = mujoco.MjrRect(0, 0, width, height)
+        self._pixels = np.empty((height, width, 3), np.uint8)
+
+    def draw(self, qpos: np.ndarray) -> np.ndarray:
+        """Pictures uint8[n, H, W, 3] of joint positions float64[n, nq]."""
+        pictures = np.empty((len(qpos), *self._pixels.shape), np.uint8)
+        for picture, pose in zip(pictures, qpos, strict=True):
+            self._data.qpos[:] = pose
+            self._draw_current()
+            picture[:] = self._pixels[::-1]  # OpenGL's first row is the lowest
+        return pictures
+
+    def _draw_current(self) -> None:
+        model, data = self._model, self._data
+        mujoco.mj_kinematics(model, data)
+        mujoco.mj_camlight(model, data)
+        everything = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(model, data, self._options, None, self._camera, everything, self._scene)
+        mujoco.mjr_render(self._viewport, self._scene, self._context)
+        mujoco.mjr_readPixels(self._pixels, None, self._viewport, self._context)
+
+
+def main(connection: Connection) -> None:
+    model, camera = connection.recv()
+    artist = Artist(model, camera)
+    connection.send(GL.glGetString(GL.GL_RENDERER).decode())
+    while True:
+        qpos = np.frombuffer(connection.recv_bytes()).reshape(-1, model.nq)
+        connection.send_bytes(artist.draw(qpos).data.cast("B"))
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
+    with contextlib.suppress(EOFError, ConnectionError):  # the parent has gone
+        main(Connection(int(sys.argv[1])))
