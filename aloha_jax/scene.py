@@ -237,8 +237,8 @@ def _look_at_crop(camera: mujoco.MjsCamera, crop: tuple[int, int, int, int]) -> 
     camera.resolution = (width, height)
     camera.sensor_size = (width, height)
     camera.focal_pixel = (focal, focal)
-    # From the principal point to the centre of the crop, pixels; x to the left and y down.
-    camera.principal_pixel = (frame_width / 2 - (left + width / 2), (top + height / 2) - frame_height / 2)
+    # From the middle of the frame to the middle of the crop, x to the right and y down.
+    camera.principal_pixel = (left + width / 2 - frame_width / 2, top + height / 2 - frame_height / 2)
 
 
 def _decimate_meshes(spec: mujoco.MjSpec, cell: float) -> None:

@@ -1,0 +1,246 @@
+"""Pictures: as gym_aloha draws them, wherever and however many are drawn."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import gym_aloha  # noqa: F401 - registers the environment
+import gymnasium
+import numpy as np
+import pytest
+from skimage.metrics import structural_similarity
+
+from aloha_jax import scene
+from aloha_jax.decimation import cluster_vertices
+from aloha_jax.pixels import Crop, RendererUnavailable, frame_to_observation, make_renderer
+from aloha_jax.pixels.egl import WORKER, EglRenderer, gl_renderer_string
+
+TABLE: Crop = (150, 140, 170, 360)
+
+
+@pytest.fixture(scope="module")
+def gym_aloha_frames() -> tuple[np.ndarray, np.ndarray]:
+    """Joint positions float64[4, 30] and gym_aloha's own frames uint8[4, 480, 640, 3]: starts, moved arms, lifted objects."""
+    env = gymnasium.make("gym_aloha/AlohaInsertion-v0", obs_type="pixels", disable_env_checker=True)
+    physics = env.unwrapped._env.physics  # type: ignore[attr-defined]
+    poses, frames = [], []
+
+    def keep(frame: np.ndarray) -> None:
+        poses.append(physics.data.qpos.copy())
+        frames.append(frame)
+
+    for seed in (0, 1):
+        observation, _ = env.reset(seed=seed)
+        keep(observation["top"])
+    for _ in range(4):
+        observation, *_ = env.step(np.array([0.4, -0.6, 0.9, 0.5, -0.1, 0.3, 1.0] + [-0.5, -0.4, 1.3, 0.0, 0.4, 0.0, 0.5]))
+    keep(observation["top"])
+    physics.data.qpos[scene.PEG_QPOS] = (0.1, 0.5, 0.15, 0.966, 0.0, 0.0, 0.259)
+    physics.data.qpos[scene.SOCKET_QPOS] = (-0.05, 0.5, 0.15, 1.0, 0.0, 0.0, 0.0)
+    physics.forward()
+    keep(physics.render(height=480, width=640, camera_id="top"))
+    env.close()
+    return np.array(poses), np.array(frames)
+
+
+@pytest.fixture(scope="module")
+def renderer() -> Iterator[EglRenderer]:
+    with EglRenderer(scene.make_visual_model(height=48, width=64), num_workers=2) as renderer:
+        yield renderer
+
+
+@pytest.fixture(scope="module")
+def poses() -> np.ndarray:
+    """Seven poses float64[7, 30] that differ in every arm joint and in where the objects lie."""
+    rng = np.random.default_rng(0)
+    model = scene.make_visual_model()
+    poses = np.tile(model.key_qpos[0], (7, 1))
+    poses[:, scene.ARM_QPOS["left"]] += rng.uniform(-0.4, 0.4, (7, 6))
+    poses[:, scene.ARM_QPOS["right"]] += rng.uniform(-0.4, 0.4, (7, 6))
+    poses[:, scene.PEG_QPOS.start] -= rng.uniform(0, 0.1, 7)
+    poses[:, scene.SOCKET_QPOS.start] += rng.uniform(0, 0.1, 7)
+    return poses
+
+
+def similarity(ours: np.ndarray, theirs: np.ndarray) -> float:
+    return min(structural_similarity(a, b, channel_axis=2) for a, b in zip(ours, theirs, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("quality", "size", "at_least"),
+    [("fast", (120, 160), 0.95), ("fast", (84, 84), 0.94), ("fast", (64, 64), 0.94), ("shadows", (84, 84), 0.97)],
+)
+def test_pictures_look_like_gym_aloha(
+    gym_aloha_frames: tuple[np.ndarray, np.ndarray], quality: str, size: tuple[int, int], at_least: float
+) -> None:
+    poses, frames = gym_aloha_frames
+    expected = [frame_to_observation(frame, *size) for frame in frames]
+    with make_renderer("egl", "insertion", *size, num_workers=1, quality=quality) as renderer:
+        pictures = renderer.render(poses)
+    assert similarity(pictures, np.array(expected)) >= at_least
+    assert similarity(pictures, np.array(expected[1:] + expected[:1])) < at_least, "another pose passes, too: the test is blind"
+
+
+def test_exact_quality_is_gym_alohas_frame(gym_aloha_frames: tuple[np.ndarray, np.ndarray]) -> None:
+    poses, frames = gym_aloha_frames
+    with make_renderer("egl", "insertion", 480, 640, num_workers=1, quality="exact") as renderer:
+        pictures = renderer.render(poses[2:])
+    np.testing.assert_array_equal(pictures, frames[2:])
+
+
+@pytest.mark.parametrize("crop", [(0, 0, 480, 640), TABLE, (300, 0, 101, 77), (0, 500, 200, 140)])
+def test_a_crop_is_a_part_of_the_frame(gym_aloha_frames: tuple[np.ndarray, np.ndarray], crop: Crop) -> None:
+    """Without resizing, so that only a wrong frustum can make a difference: half a pixel off is an error of 1 and more."""
+    poses, frames = gym_aloha_frames
+    expected = np.array([frame_to_observation(frame, *crop[2:], crop) for frame in frames[2:3]])
+    with make_renderer("egl", "insertion", *crop[2:], crop, num_workers=1, quality="exact") as renderer:
+        pictures = renderer.render(poses[2:3])
+    assert np.abs(pictures.astype(int) - expected).mean() < 0.05
+
+
+def test_a_crop_may_be_stretched(gym_aloha_frames: tuple[np.ndarray, np.ndarray]) -> None:
+    poses, frames = gym_aloha_frames
+    expected = np.array([frame_to_observation(frame, 85, 90, TABLE) for frame in frames])
+    with make_renderer("egl", "insertion", 85, 90, TABLE, num_workers=1, quality="shadows") as renderer:
+        assert similarity(renderer.render(poses), expected) >= 0.93
+
+
+def test_every_world_gets_its_own_picture(renderer: EglRenderer, poses: np.ndarray) -> None:
+    pictures = renderer.render(poses)
+    assert pictures.shape == (7, 48, 64, 3)
+    assert pictures.dtype == np.uint8
+    assert len({picture.tobytes() for picture in pictures}) == 7
+    np.testing.assert_array_equal(renderer.render(poses[::-1]), pictures[::-1])
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 8, 33])
+def test_any_number_of_worlds(renderer: EglRenderer, poses: np.ndarray, count: int) -> None:
+    batch = poses[np.arange(count) % len(poses)]
+    pictures = renderer.render(batch.astype(np.float32).astype(np.float64))
+    assert pictures.shape == (count, 48, 64, 3)
+    one_by_one = [renderer.render(pose[None].astype(np.float32))[0] for pose in batch[:7]]
+    np.testing.assert_array_equal(pictures[:7], np.array(one_by_one).reshape(-1, 48, 64, 3))
+
+
+def test_pictures_do_not_depend_on_the_number_of_workers(renderer: EglRenderer, poses: np.ndarray) -> None:
+    with make_renderer("egl", "insertion", 48, 64, num_workers=3) as other:
+        np.testing.assert_array_equal(other.render(poses), renderer.render(poses))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 640), (37, 53), (480, 640)])
+def test_any_size(poses: np.ndarray, size: tuple[int, int]) -> None:
+    with make_renderer("auto", "insertion", *size, num_workers=1) as renderer:
+        pictures = renderer.render(poses[:2])
+    assert pictures.shape == (2, *size, 3)
+    assert (renderer.height, renderer.width) == size
+    assert pictures.any()
+
+
+def test_a_killed_worker_is_an_error(poses: np.ndarray) -> None:
+    renderer = make_renderer("egl", "insertion", 8, 8, num_workers=2)
+    assert isinstance(renderer, EglRenderer)
+    renderer._workers[1]._process.kill()
+    with pytest.raises(RuntimeError, match=r"render worker \d+ was killed by SIGKILL"):
+        renderer.render(poses)
+    with pytest.raises(RuntimeError, match="closed"):
+        renderer.render(poses)
+
+
+def test_a_renderer_may_be_closed_twice(poses: np.ndarray) -> None:
+    renderer = make_renderer("egl", "insertion", 8, 8, num_workers=1)
+    renderer.render(poses)
+    renderer.close()
+    renderer.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        renderer.render(poses)
+
+
+def test_workers_end_with_their_parent() -> None:
+    program = (
+        "import os, signal; from aloha_jax.pixels import make_renderer\n"
+        "renderer = make_renderer('egl', 'insertion', 8, 8, num_workers=1)\n"
+        "print(renderer._workers[0]._process.pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    parent = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert parent.returncode == -signal.SIGKILL, parent.stderr
+    deadline = time.monotonic() + 10
+    while is_running(int(parent.stdout)):
+        assert time.monotonic() < deadline, "the worker outlived its parent"
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    """Whether the process exists and has not ended; an orphan may wait to be reaped for as long as it likes."""
+    listing = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True).stdout.strip()
+    return listing != "" and not listing.startswith("Z")
+
+
+def test_without_opengl_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "disable")
+    with pytest.raises(RendererUnavailable, match="libegl1"):
+        make_renderer("egl", "insertion", 8, 8, num_workers=2)
+
+
+def test_opengl_is_found_when_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MUJOCO_GL", raising=False)
+    monkeypatch.setenv("PYOPENGL_PLATFORM", "glx")  # as a viewer in this process would leave it
+    assert gl_renderer_string() != ""
+
+
+def test_workers_do_not_import_jax() -> None:
+    program = f"import runpy, sys; runpy.run_path({str(WORKER)!r}); sys.exit('jax' in sys.modules or 'aloha_jax' in sys.modules)"
+    environment = os.environ | {"MUJOCO_GL": "disable"}
+    assert subprocess.run([sys.executable, "-P", "-c", program], env=environment).returncode == 0
+
+
+@pytest.mark.parametrize("crop", [(0, 0, 481, 640), (-1, 0, 10, 10), (0, 0, 0, 10), (479, 639, 2, 1)])
+def test_a_crop_outside_the_frame_is_refused(crop: Crop) -> None:
+    with pytest.raises(ValueError, match="not inside"):
+        scene.make_visual_model(crop=crop)
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(ValueError, match="'egl'"):
+        make_renderer("vulkan", "insertion", 8, 8)
+    with pytest.raises(ValueError, match="exact, shadows, fast"):
+        make_renderer("egl", "insertion", 8, 8, quality="ugly")
+
+
+def test_joint_positions_of_another_model_are_refused(renderer: EglRenderer) -> None:
+    for shape in ((30,), (2, 29)):
+        with pytest.raises(ValueError, match=r"float\[N, 30\]"):
+            renderer.render(np.zeros(shape))
+
+
+def test_an_observation_is_the_mean_of_the_area_it_covers() -> None:
+    frame = np.random.default_rng(0).integers(0, 256, (480, 640, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(frame_to_observation(frame, 480, 640), frame)
+    means = frame.reshape(120, 4, 160, 4, 3).mean(axis=(1, 3))
+    assert np.abs(frame_to_observation(frame, 120, 160) - means).max() <= 1
+    corner = frame_to_observation(frame, 1, 1, (8, 16, 2, 4))
+    assert np.abs(corner[0, 0] - frame[8:10, 16:20].mean(axis=(0, 1))).max() <= 1
+    with pytest.raises(ValueError, match="uint8"):
+        frame_to_observation(frame[:240], 120, 160)
+
+
+def test_clustering_keeps_the_shape_of_a_finely_meshed_cube() -> None:
+    """Whatever the grid, flat faces stay flat and corners stay where three of them meet."""
+    steps = np.linspace(0.0, 1.0, 11)
+    u, v = (axis.ravel() for axis in np.meshgrid(np.arange(10), np.arange(10)))
+    square = np.concatenate([np.stack([u, v, u + 1, v, u + 1, v + 1], 1), np.stack([u, v, u + 1, v + 1, u, v + 1], 1)])
+    square = steps[square].reshape(-1, 3, 2)
+    sides = []
+    for axis in range(3):
+        for side in (0.0, 1.0):
+            sides.append(np.insert(square, axis, side, axis=2))
+    corners = np.concatenate(sides).reshape(-1, 3)
+    vertices, index = np.unique(corners, axis=0, return_inverse=True)
+    coarse, faces = cluster_vertices(vertices, index.reshape(-1, 3), 0.27)
+    assert len(faces) < len(index) / 3 / 4
+    np.testing.assert_allclose(coarse.min(axis=0), 0.0, atol=1e-6)
+    np.testing.assert_allclose(coarse.max(axis=0), 1.0, atol=1e-6)
+    for corner in np.array(np.meshgrid(*[(0.0, 1.0)] * 3)).reshape(3, -1).T:
+        assert np.linalg.norm(coarse - corner, axis=1).min() < 1e-6
