@@ -26,7 +26,7 @@ from aloha_jax.pixels import RendererUnavailable
 from aloha_jax.scene import CAMERA
 
 WORKER = pathlib.Path(__file__).with_name("egl_worker.py")
-MAX_WORKERS = 32  # each takes about 100 MB
+MAX_WORKERS = 32  # each takes about 60 MB of its own
 BATCHES_PER_WORKER = 4  # small enough that workers end together, large enough that messages do not count
 SHUTDOWN_SECONDS = 2.0
 
