@@ -12,8 +12,9 @@ FORMAT_VERSION = 1  # of config.json and of checkpoints
 # (features, kernel, stride) per convolution: Mnih et al. 2015, as in Stable-Baselines3's NatureCNN.
 NATURE_CNN = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 
-# The table between the arms in gym_aloha's 480x640 frame: (top, left, height, width) in pixels.
-WORK_AREA = (166, 208, 224, 224)
+# The table between the arms in gym_aloha's 480x640 frame: (top, left, height, width) in pixels. Its centre is the arms' centre, so
+# that a half turn of the picture exchanges the arms.
+WORK_AREA = (168, 208, 224, 224)
 
 
 class ConfigError(ValueError):
@@ -105,6 +106,8 @@ class Config:
     """Whiten advantages per minibatch."""
 
     # --- Networks
+    network: Literal["joint", "mirrored"] = "joint"
+    """One policy for all 14 joints, or one that both arms share, each with its own reward and value."""
     conv: tuple[tuple[int, int, int], ...] = NATURE_CNN
     """Convolutions of the encoder: features, kernel, stride."""
     features_dim: int = 512

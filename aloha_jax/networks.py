@@ -158,8 +158,54 @@ class ActorCritic(nn.Module):
         return Gaussian(mean, jnp.broadcast_to(self.log_std, mean.shape))
 
     def _value(self, inputs: dict[str, jax.Array], features: jax.Array | None) -> jax.Array:
-        x: Any = inputs["privileged"] if self.privileged_critic else features
+        x = self._privileged(inputs) if self.privileged_critic else features
+        assert x is not None
         return self.value_head(x)[..., 0]
+
+    def _privileged(self, inputs: dict[str, jax.Array]) -> jax.Array:
+        return inputs["privileged"]
+
+
+ARM_ACTION_SIZE = 7
+ARM_STATE_SIZE = 68  # tasks.insertion.Insertion.features: one block per arm, then what both share
+
+
+class MirroredActorCritic(ActorCritic):
+    """One policy and one value network for both arms, which see the scene each from its own side.
+
+    The robot is symmetric under a half turn about the vertical axis between its arms. The right arm's picture is turned by 180
+    degrees, vectors are split into own and other arm's, and a flag tells which object the arm handles. Every step is then two
+    samples for one network, and each arm is judged by its own reward and value: shapes gain an axis of 2 (left, right), the mean
+    is float32[B, 2, 7] and the value float32[B, 2].
+    """
+
+    action_size: int = ARM_ACTION_SIZE
+
+    def _features(self, inputs: dict[str, jax.Array]) -> jax.Array:
+        parts = []
+        if "pixels" in inputs:
+            views = jnp.stack([inputs["pixels"], inputs["pixels"][:, ::-1, ::-1]], axis=1)
+            encoded = self.encoder(views.reshape(-1, *views.shape[2:]))
+            parts.append(encoded.reshape(*views.shape[:2], -1))
+        for name, size in (("agent_pos", ARM_ACTION_SIZE), ("state", ARM_STATE_SIZE)):
+            if name in inputs:
+                parts.append(_own_and_other(inputs[name], size))
+        return _with_flag(jnp.concatenate(parts, axis=-1))
+
+    def _privileged(self, inputs: dict[str, jax.Array]) -> jax.Array:
+        return _with_flag(_own_and_other(inputs["privileged"], ARM_STATE_SIZE))
+
+
+def _own_and_other(x: jax.Array, size: int) -> jax.Array:
+    """[left, right, shared] blocks, float32[B, 2 * size + rest], as each arm sees them: float32[B, 2, 2 * size + rest]."""
+    left, right, shared = x[:, :size], x[:, size : 2 * size], x[:, 2 * size :]
+    return jnp.stack([jnp.concatenate([left, right, shared], -1), jnp.concatenate([right, left, shared], -1)], axis=1)
+
+
+def _with_flag(x: jax.Array) -> jax.Array:
+    """Append which arm it is: float32[B, 2, size] -> float32[B, 2, size + 2]."""
+    flag = jnp.broadcast_to(jnp.eye(2)[None], (x.shape[0], 2, 2))
+    return jnp.concatenate([x, flag], axis=-1)
 
 
 def num_parameters(params: Any) -> int:

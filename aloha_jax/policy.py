@@ -7,15 +7,16 @@ import jax.numpy as jnp
 
 from aloha_jax import networks
 from aloha_jax.config import Config
-from aloha_jax.networks import ActorCritic, RunningStats, as_inputs, normalize_inputs
+from aloha_jax.networks import ActorCritic, MirroredActorCritic, RunningStats, as_inputs, normalize_inputs
 
 AGENT_POS_SIZE = 14
 STATE_SIZE = 143  # tasks.insertion.Insertion.features
 
 
-def make_network(config: Config) -> ActorCritic:
+def make_network(config: Config) -> ActorCritic | MirroredActorCritic:
     """The networks that `config` describes."""
-    return ActorCritic(
+    kind = MirroredActorCritic if config.network == "mirrored" else ActorCritic
+    return kind(
         conv=config.conv,
         features_dim=config.features_dim,
         hidden_sizes=config.hidden_sizes,
@@ -80,5 +81,6 @@ _act = jax.jit(act, static_argnums=0)
 
 
 def clip_action(config: Config, action: jax.Array) -> jax.Array:
-    """What reaches the environment of an action that the Gaussian gave."""
+    """What reaches the environment, float32[N, 14], of actions that the Gaussian gave (per arm, perhaps)."""
+    action = action.reshape(action.shape[0], -1)
     return action if config.action_clip is None else jnp.clip(action, -config.action_clip, config.action_clip)

@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,7 +12,7 @@ import optax
 from aloha_jax import networks, ppo
 from aloha_jax.config import Config
 from aloha_jax.env import Env, EnvState, Observation
-from aloha_jax.networks import ActorCritic, RunningStats, as_inputs, normalize_inputs, vector_inputs
+from aloha_jax.networks import RunningStats, as_inputs, normalize_inputs, vector_inputs
 from aloha_jax.policy import clip_action, make_network
 from aloha_jax.ppo import Hyperparameters, Transition
 
@@ -56,7 +57,7 @@ def hyperparameters(config: Config) -> Hyperparameters:
     return Hyperparameters(**values)
 
 
-def init_run(config: Config, env: Env, network: ActorCritic | None = None) -> RunState:
+def init_run(config: Config, env: Env, network: nn.Module | None = None) -> RunState:
     """The state before the first step. Clocks start at random, so that the worlds' time limits do not fall together."""
     network = network or make_network(config)
     params_key, env_key, clock_key, key = jax.random.split(jax.random.key(config.seed), 4)
@@ -72,12 +73,12 @@ def init_run(config: Config, env: Env, network: ActorCritic | None = None) -> Ru
 TrainStep = Callable[[RunState], tuple[RunState, dict[str, jax.Array]]]
 
 
-def make_train_step(config: Config, env: Env, network: ActorCritic | None = None) -> TrainStep:
+def make_train_step(config: Config, env: Env, network: nn.Module | None = None) -> TrainStep:
     """The jitted `train_step(run) -> (run, metrics)`; `run`'s buffers are donated."""
     return jax.jit(functools.partial(_train_step, config, env, network or make_network(config)), donate_argnums=0)
 
 
-def _train_step(config: Config, env: Env, network: ActorCritic, run: RunState) -> tuple[RunState, dict[str, jax.Array]]:
+def _train_step(config: Config, env: Env, network: nn.Module, run: RunState) -> tuple[RunState, dict[str, jax.Array]]:
     optimizer, hp = make_optimizer(config), hyperparameters(config)
     key, rollout_key, update_key = jax.random.split(run.key, 3)
     opt_state = _schedule(config, run)
@@ -111,7 +112,7 @@ class Rollout(NamedTuple):
     episodes: dict[str, jax.Array]
 
 
-def rollout(config: Config, env: Env, network: ActorCritic, run: RunState, key: jax.Array) -> Rollout:
+def rollout(config: Config, env: Env, network: nn.Module, run: RunState, key: jax.Array) -> Rollout:
     """`config.n_steps` steps of every world under the policy of `run`."""
     apply: Any = network.apply
 
@@ -131,7 +132,8 @@ def rollout(config: Config, env: Env, network: ActorCritic, run: RunState, key: 
             lambda: value_of(normalize_inputs(_inputs(config, after.final_obs, after.final_privileged), run.stats)),
             lambda: jnp.zeros_like(value),
         )
-        transition = Transition(inputs, action, log_prob, value, final_value, after.reward, after.terminated, after.truncated)
+        reward = after.arm_reward if value.ndim == 2 else after.reward
+        transition = Transition(inputs, action, log_prob, value, final_value, reward, after.terminated, after.truncated)
         return after, (transition, vector_inputs(raw), _episode_sums(after))
 
     state, (transitions, raw, episodes) = jax.lax.scan(step, run.env, jax.random.split(key, config.n_steps))
