@@ -14,7 +14,7 @@ NATURE_CNN = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 
 # The table between the arms in gym_aloha's 480x640 frame: (top, left, height, width) in pixels. Its centre is the arms' centre, so
 # that a half turn of the picture exchanges the arms.
-WORK_AREA = (168, 208, 224, 224)
+WORK_AREA = (196, 180, 168, 280)
 
 
 class ConfigError(ValueError):
@@ -44,9 +44,9 @@ class Config:
     """What to learn."""
     obs: Literal["pixels", "pixels_agent_pos", "state"] = "pixels_agent_pos"
     """What the policy sees: the top camera, the camera and 14 joint positions, or the simulator's state."""
-    image_height: int = 64
+    image_height: int = 48
     """Height of the policy's picture, 1..480."""
-    image_width: int = 64
+    image_width: int = 80
     """Width of the policy's picture, 1..640."""
     crop: tuple[int, int, int, int] | None = WORK_AREA
     """Top, left, height and width in gym_aloha's 480x640 frame, resized to the picture; None: the whole frame."""

@@ -1,0 +1,80 @@
+"""Pixel PPO, everything counted (physics, rendering, policy, update): ours against Stable-Baselines3 on gym_aloha, in one run.
+
+uv run benchmarks/end_to_end.py --sb3-python .venv-bench/bin/python
+"""
+
+import dataclasses
+import json
+import subprocess
+import time
+from pathlib import Path
+
+import jax
+import tyro
+
+from aloha_jax import training
+from aloha_jax.config import NATURE_CNN, PRESETS
+from aloha_jax.env import make_from_config
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """What to measure."""
+
+    sb3_python: Path
+    """Interpreter of the environment that has Stable-Baselines3 (benchmarks/README.md)."""
+    size: int = 84
+    """Height and width of the observation."""
+    updates: int = 10
+    """Our updates that are timed, after the first."""
+    sb3_updates: int = 2
+    """Stable-Baselines3's updates that are timed, after the first."""
+
+
+def ours(flags: Flags) -> float:
+    """Env steps per second of the `cpu` preset's PPO with the guide's network and picture."""
+    config = dataclasses.replace(
+        PRESETS["cpu"],
+        obs="pixels",
+        image_height=flags.size,
+        image_width=flags.size,
+        crop=None,
+        network="joint",
+        privileged_critic=False,
+        conv=NATURE_CNN,
+        features_dim=512,
+        hidden_sizes=(256, 256),
+    ).validate()
+    env = make_from_config(config)
+    run = training.init_run(config, env)
+    train_step = training.make_train_step(config, env)
+    run, _ = train_step(run)
+    jax.block_until_ready(run.params)
+    start = time.perf_counter()
+    for _ in range(flags.updates):
+        run, metrics = train_step(run)
+    jax.block_until_ready((run.params, metrics))
+    seconds = time.perf_counter() - start
+    assert env.renderer is not None
+    env.renderer.close()
+    return config.rollout_size * flags.updates / seconds
+
+
+def stable_baselines(flags: Flags) -> float:
+    """Env steps per second of the guide's set-up: two processes, batches of 64, 10 epochs; shorter rollouts change no rate."""
+    script = Path(__file__).with_name("sb3_insertion.py")
+    settings = {"size": flags.size, "n-envs": 2, "n-steps": 64, "batch-size": 64, "n-epochs": 10, "updates": flags.sb3_updates}
+    command = [str(flags.sb3_python), str(script), *(f"--{name}={value}" for name, value in settings.items())]
+    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(json.loads(output.splitlines()[-1])["env_steps_per_second"])
+
+
+def main(flags: Flags) -> None:
+    theirs, our_rate = stable_baselines(flags), ours(flags)
+    print(f"| pixel PPO at {flags.size}x{flags.size}, NatureCNN | env steps/s | ratio |\n|---|---|---|")
+    print(f"| Stable-Baselines3 on gym_aloha | {theirs:.1f} | 1 |")
+    print(f"| aloha_jax, C engine, EGL | {our_rate:.0f} | {our_rate / theirs:.0f} |")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Flags, description=__doc__))

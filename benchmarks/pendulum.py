@@ -1,0 +1,83 @@
+"""Our PPO against Stable-Baselines3's on Pendulum-v1: equal steps, equal episodes to be judged by, one run at a time.
+
+uv run -m benchmarks.pendulum --sb3-python .venv-bench/bin/python    (benchmarks/README.md makes that environment)
+
+Ours has the settings of tests/pendulum.py, Stable-Baselines3 those that RL Baselines3 Zoo tuned for it. Both are judged in
+Gymnasium's own Pendulum-v1, without noise, from the starts of seeds 10,000 and up.
+"""
+
+import dataclasses
+import json
+import subprocess
+import time
+from typing import Any
+
+import gymnasium
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+
+from aloha_jax.policy import clip_action
+from tests.pendulum import CONFIG, NETWORK, Pendulum
+from tests.toy_env import judge, train
+
+
+@dataclasses.dataclass(frozen=True)
+class Flags:
+    """What to compare."""
+
+    sb3_python: str | None = None
+    """Python of an environment with Stable-Baselines3; without it only ours runs."""
+    seeds: int = 5
+    """Runs of each."""
+    episodes: int = 100
+    """Episodes that each run is judged by."""
+    timesteps: int = 200_000
+    """Environment steps that each run learns from."""
+
+
+def ours(seed: int, timesteps: int, episodes: int) -> dict[str, Any]:
+    """Mean return and seconds of one run of ours; the seconds include compilation."""
+    config = dataclasses.replace(CONFIG, seed=seed, total_timesteps=timesteps).validate()
+    started = time.perf_counter()
+    run, _ = train(config, Pendulum(config.n_envs), NETWORK)
+    jax.block_until_ready(run)
+    seconds = time.perf_counter() - started
+    act = jax.jit(lambda obs: clip_action(config, judge(run, NETWORK, obs)[0].mean))
+    envs = gymnasium.make_vec("Pendulum-v1", num_envs=episodes)
+    obs, _ = envs.reset(seed=10_000)
+    total = np.zeros(episodes)
+    for _ in range(200):
+        obs, reward, *_ = envs.step(np.asarray(act(jnp.asarray(obs))))
+        total += reward
+    return {"mean_return": total.mean(), "seconds": seconds}
+
+
+def stable_baselines3(python: str, seed: int, timesteps: int, episodes: int) -> dict[str, Any]:
+    """The same of Stable-Baselines3."""
+    command = [python, "benchmarks/pendulum_sb3.py", str(seed), str(timesteps), str(episodes)]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+
+
+def row(name: str, runs: list[dict[str, Any]], slowest: float) -> str:
+    returns, seconds = np.array([r["mean_return"] for r in runs]), np.array([r["seconds"] for r in runs])
+    mean, each = f"{returns.mean():.1f} ± {returns.std():.1f}", ", ".join(f"{x:.0f}" for x in returns)
+    return f"| {name} | {mean} | {each} | {seconds.mean():.0f} s | {slowest / seconds.mean():.1f} |"
+
+
+def main(flags: Flags) -> None:
+    runs: dict[str, list[dict[str, Any]]] = {"ours": [], "Stable-Baselines3": []}
+    for seed in range(flags.seeds):  # in turn, so that both meet the same weather on a shared machine
+        runs["ours"].append(ours(seed, flags.timesteps, flags.episodes))
+        print(f"seed {seed}, ours: {runs['ours'][-1]}", flush=True)
+        if flags.sb3_python is not None:
+            runs["Stable-Baselines3"].append(stable_baselines3(flags.sb3_python, seed, flags.timesteps, flags.episodes))
+            print(f"seed {seed}, Stable-Baselines3: {runs['Stable-Baselines3'][-1]}", flush=True)
+    print("\n| | mean return | of each seed | training | speed |\n|---|---|---|---|---|")
+    slowest = max(np.mean([r["seconds"] for r in some]) for some in runs.values() if some)
+    print("\n".join(row(name, some, slowest) for name, some in runs.items() if some))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Flags))
