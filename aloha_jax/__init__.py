@@ -8,6 +8,8 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from aloha_jax.gym import register
+
 if TYPE_CHECKING:
     from aloha_jax.checkpoints import load_policy
     from aloha_jax.env import Env, EnvState, make
@@ -21,6 +23,8 @@ if "jax" in sys.modules:
     sys.modules["jax"].config.update("jax_cpu_enable_async_dispatch", False)
 else:
     os.environ.setdefault("JAX_CPU_ENABLE_ASYNC_DISPATCH", "false")
+
+register()
 
 _HOMES = {"Env": "env", "EnvState": "env", "make": "env", "Policy": "policy", "load_policy": "checkpoints"}
 

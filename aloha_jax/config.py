@@ -12,8 +12,8 @@ FORMAT_VERSION = 1  # of config.json and of checkpoints
 # (features, kernel, stride) per convolution: Mnih et al. 2015, as in Stable-Baselines3's NatureCNN.
 NATURE_CNN = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 
-# The table between the arms in gym_aloha's 480x640 frame: (top, left, height, width) in pixels. Its centre is the arms' centre, so
-# that a half turn of the picture exchanges the arms.
+# The table between the arms in gym_aloha's 480x640 frame: (top, left, height, width) in pixels. Its centre is the arms' centre,
+# so that a half turn of the picture exchanges the arms.
 WORK_AREA = (196, 180, 168, 280)
 
 
@@ -64,8 +64,8 @@ class Config:
     """4 x 0.005 s with a capped solver, or gym_aloha's own 10 x 0.002 s."""
     renderer: Literal["auto", "egl", "warp"] = "auto"
     """Where pixels come from."""
-    render_quality: Literal["fast", "exact"] = "fast"
-    """Cheap visuals, or gym_aloha's own shadows and antialiasing (slow)."""
+    render_quality: Literal["fast", "shadows", "exact"] = "fast"
+    """Cheap visuals, the same with coarse shadows (half the speed), or gym_aloha's own (slow)."""
     episode_length: int = 300
     """Control steps (50 Hz) after which an episode is truncated; gym_aloha's is 300."""
 
@@ -168,14 +168,23 @@ class Config:
             _require(0 < getattr(self, name) < float("inf"), name, "must be positive and finite", getattr(self, name))
         for name in ("gamma", "gae_lambda"):
             _require(0 <= getattr(self, name) <= 1, name, "must lie in 0..1", getattr(self, name))
-        for name in ("ent_coef", "vf_coef", "final_eval_episodes", "seed"):
+        for name in ("ent_coef", "vf_coef", "final_eval_episodes"):
             _require(0 <= getattr(self, name) < float("inf"), name, "must not be negative", getattr(self, name))
+        _require(0 <= self.seed < 2**32, "seed", "must lie in 0..2^32 - 1", self.seed)
+        _require(abs(self.log_std_init) < float("inf"), "log_std_init", "must be finite", self.log_std_init)
+        _require(min(self.hidden_sizes, default=1) >= 1, "hidden_sizes", "must be at least 1", self.hidden_sizes)
         for name in ("action_clip", "clip_range_vf", "target_kl", "microbatch_size"):
             value = getattr(self, name)
             _require(value is None or 0 < value < float("inf"), name, "must be positive", value)
+        self._validate_backends()
         self._validate_pixels()
         self._validate_batches()
         return self
+
+    def _validate_backends(self) -> None:
+        _require(self.engine != "mjx", "engine", "is auto or c: physics on the accelerator is not built yet", self.engine)
+        _require(self.impl == "auto", "impl", "is auto: it chooses between implementations of --engine mjx", self.impl)
+        _require(self.renderer != "warp", "renderer", "is auto or egl: ray tracing is not built yet", self.renderer)
 
     def _validate_batches(self) -> None:
         rollout = f"--n-envs {self.n_envs} x --n-steps {self.n_steps} = {self.rollout_size}"

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from gym_aloha.constants import normalize_puppet_gripper_position
+from jax.typing import ArrayLike
 
+from aloha_jax.actions import delta_target, target_limits
 from aloha_jax.config import Config
 from aloha_jax.engines import Engine, Physics, make_engine
 from aloha_jax.pixels import Renderer, make_renderer
@@ -17,12 +18,6 @@ EPISODE_LENGTH = 300  # control steps; gym_aloha's registered time limit
 OBSERVATIONS = ("pixels", "pixels_agent_pos", "state")
 ACTIONS = ("delta", "absolute")
 REWARDS = ("dense", "shaped", "sparse")
-
-# One unit of a delta action moves a joint's target by 0.04 rad, a gripper's by 0.15 of its range.
-DELTA_SCALE = ((0.04,) * 6 + (0.15,)) * 2
-# How far a delta target may lead the measured joint (rad; gripper: share of the range). Without it targets wind up against an
-# obstacle or a joint's friction, and take as long to unwind.
-MAX_LEAD = (0.25, 0.25, 0.25, 1.0, 0.5, 1.0, 1.0) * 2
 
 Observation = jax.Array | dict[str, jax.Array]
 
@@ -131,7 +126,7 @@ class Env:
         qpos = jax.vmap(self.task.sample_start)(start_keys)
         return self._start(qpos, jnp.zeros((self.num_envs, self.engine.scene.model.nv)), keys)
 
-    def reset_from(self, qpos: jax.Array, key: jax.Array | None = None) -> EnvState:
+    def reset_from(self, qpos: ArrayLike, key: jax.Array | None = None) -> EnvState:
         """Worlds at rest at float[N, 30] joint positions; `key` seeds the episodes after the first."""
         expected = (self.num_envs, self.engine.scene.model.nq)
         if jnp.shape(qpos) != expected:
@@ -140,7 +135,7 @@ class Env:
         qpos = jnp.asarray(qpos, jnp.float32)
         return self._start(qpos, jnp.zeros((self.num_envs, self.engine.scene.model.nv)), keys)
 
-    def step(self, state: EnvState, action: jax.Array) -> EnvState:
+    def step(self, state: EnvState, action: ArrayLike) -> EnvState:
         """One control step (0.02 s) with float[N, 14] actions."""
         action = jnp.asarray(action, jnp.float32)
         if action.shape != (self.num_envs, 14):
@@ -148,7 +143,8 @@ class Env:
         target = self.next_target(state.target, self.task.agent_pos(state.physics), action)
         physics = self.engine.step(state.physics, target)
         invalid = ~jnp.isfinite(physics.qpos).all(axis=1) | ~(jnp.abs(physics.qvel) < 1e3).all(axis=1)
-        physics = _choose(invalid, state.physics, physics)  # the last good state ends the episode
+        # The last good state ends the episode.
+        physics, target = _choose(invalid, (state.physics, state.target), (physics, target))
         level = jnp.where(invalid, 0, self.task.level(physics))
 
         lost = self.task.lost(physics) & (self.reward == "dense")
@@ -229,7 +225,7 @@ class Env:
             target=target,
             progress=progress,
             clock=clock,
-            key=jnp.where(done, keys, state.key),
+            key=keys,
             obs=obs,
             privileged=privileged,
             final_obs=final_obs,
@@ -292,33 +288,6 @@ def _split(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Split each of N keys in two."""
     pairs = jax.vmap(jax.random.split)(keys)
     return pairs[:, 0], pairs[:, 1]
-
-
-def target_limits(engine: Engine) -> tuple[jax.Array, jax.Array]:
-    """Lowest and highest control targets, float32[14] each, in gym_aloha's action meaning: the actuators' control ranges."""
-    low, high = engine.scene.model.actuator_ctrlrange.T
-    arms = []
-    for bound in (low, high):
-        left, right = bound[:8], bound[8:]
-        arms.append(
-            [*left[:6], normalize_puppet_gripper_position(left[6]), *right[:6], normalize_puppet_gripper_position(right[6])]
-        )
-    return jnp.array(arms[0], jnp.float32), jnp.array(arms[1], jnp.float32)
-
-
-def delta_target(target: jax.Array, agent_pos: jax.Array, action: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
-    """Add a delta action to the current target: scaled, clipped to the control range and to a lead over the measured joints.
-
-    Args:
-        target: float32[N, 14], current control targets.
-        agent_pos: float32[N, 14], measured joint positions.
-        action: float32[N, 14], in units of `DELTA_SCALE`.
-        low: float32[14], lowest targets.
-        high: float32[14], highest targets.
-    """
-    scale, lead = jnp.array(DELTA_SCALE)[None], jnp.array(MAX_LEAD)[None]
-    moved = jnp.clip(target + scale * action, low[None], high[None])
-    return jnp.clip(moved, agent_pos - lead, agent_pos + lead)
 
 
 def make(

@@ -16,10 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aloha_jax.actions import delta_target, target_limits
 from aloha_jax.config import Config
 from aloha_jax.engines import Physics, make_engine
-from aloha_jax.env import Env, EnvState, delta_target, make_from_config, target_limits
+from aloha_jax.env import Env, EnvState, make_from_config
 from aloha_jax.pixels import frame_to_observation, make_renderer
+from aloha_jax.pixels.egl import gl_renderer_string
 from aloha_jax.policy import Policy, act
 from aloha_jax.tasks import make_task
 from aloha_jax.tasks.insertion import Progress
@@ -77,6 +79,15 @@ class Report:
 
     def to_json(self) -> str:
         return json.dumps(dataclasses.asdict(self), indent=2)
+
+    def write(self, path: Path) -> None:
+        """Write as JSON; the file appears, or is replaced, once it is complete."""
+        unfinished = path.with_name(f".{path.name}.part")
+        try:
+            unfinished.write_text(self.to_json() + "\n")
+            unfinished.replace(path)
+        finally:
+            unfinished.unlink(missing_ok=True)
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:
@@ -194,6 +205,11 @@ class Controller:
         return self._task.features(physics, target, progress, time_left), progress
 
 
+def require_judge() -> None:
+    """Raises `RendererUnavailable` if gym_aloha cannot run here: it wants OpenGL even if nobody looks."""
+    gl_renderer_string()
+
+
 def gym_aloha_episodes(policy: Policy, seeds: list[int], stochastic: bool, keep_frames: int = 0) -> Iterator[Rollout]:
     """Episodes in `gym_aloha/AlohaInsertion-v0`, one after the other; frames are kept of the first `keep_frames`."""
     import gym_aloha  # noqa: F401  (registers the environment)
@@ -259,6 +275,8 @@ def evaluate(
     """
     seeds = list(range(seed, seed + n_episodes))
     rollouts = []
+    if simulator == "gym_aloha" or video is not None:
+        require_judge()
     if simulator == "gym_aloha":
         for rollout in gym_aloha_episodes(policy, seeds, stochastic, keep_frames=int(video is not None)):
             on_episode(rollout)

@@ -17,6 +17,7 @@ ORDER = [
     "expert",
     "engines",
     "tasks",
+    "actions",
     "pixels",
     "env",
     "networks",
@@ -24,9 +25,12 @@ ORDER = [
     "ppo",
     "training",
     "checkpoints",
-    "metrics",
     "video",
     "evaluation",
+    "metrics",
+    "plots",
+    "run",
+    "cli",
     "gym",
     "__init__",
 ]
@@ -36,9 +40,11 @@ CONFINED = {
     "dm_control": {"evaluation"},
     "gymnasium": {"evaluation", "gym"},
     "imageio": {"video"},
+    "matplotlib": {"plots"},
     "orbax": {"checkpoints"},
     "rich": {"metrics"},
     "tensorboardX": {"metrics"},
+    "tyro": {"cli"},
 }
 
 LONGEST_FILE = 400

@@ -11,7 +11,7 @@ from multiprocessing.connection import Connection
 
 import mujoco
 import numpy as np
-from OpenGL import GL  # type: ignore[import-untyped]
+from OpenGL import GL
 
 
 class Artist:

@@ -1,8 +1,8 @@
 """ALOHA peg insertion: the left arm brings the socket, the right arm the peg, and the peg's end must touch the pin inside.
 
 `level` is gym_aloha's reward (gym_aloha/tasks/sim.py, InsertionTask.get_reward), `dense` a potential-based shaping (Ng, Harada
-and Russell 1999), and `features` the privileged observation. Everything that belongs to one arm is expressed in that arm's own frame,
-in which both arms see the same geometry: origin midway between the arms, x from the arm's base toward the other arm, z up.
+and Russell 1999), and `features` the privileged observation. Everything that belongs to one arm is expressed in that arm's own
+frame, in which both arms see the same geometry: origin midway between the arms, x from the arm's base toward the other arm, z up.
 """
 
 from typing import NamedTuple

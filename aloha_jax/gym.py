@@ -1,0 +1,91 @@
+"""`gymnasium.make_vec("aloha_jax/Insertion-v0", num_envs=…)`: the same environment as a Gymnasium `VectorEnv`.
+
+The only file, beside the judge's, that knows Gymnasium. JAX is imported when an environment is made, not before.
+"""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+ENV_ID = "aloha_jax/Insertion-v0"
+
+
+def register() -> None:
+    """Tell Gymnasium about our environments; harmless if done before."""
+    if ENV_ID not in gymnasium.registry:
+        gymnasium.register(ENV_ID, vector_entry_point="aloha_jax.gym:AlohaVectorEnv")
+
+
+class AlohaVectorEnv(VectorEnv):
+    """N worlds with NumPy in and out; ended episodes are reset in the same step, their last observation is `infos["final_obs"]`.
+
+    Args:
+        num_envs: number of worlds.
+        kwargs: as for `aloha_jax.make`.
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": [], "render_fps": 50}  # noqa: RUF012
+
+    def __init__(self, num_envs: int = 1, **kwargs: Any):
+        import jax
+
+        from aloha_jax.env import make
+
+        self._jax = jax
+        self._env = make("insertion", num_envs, **kwargs)
+        self._reset, self._step = jax.jit(self._env.reset), jax.jit(self._env.step)
+        self._key: Any = None
+        self._state: Any = None
+        self.num_envs = num_envs
+        self.single_observation_space = self._observation_space()
+        if self._env.action == "delta":
+            self.single_action_space = gymnasium.spaces.Box(-3.0, 3.0, (14,), np.float32)
+        else:
+            low, high = np.asarray(self._env.target_low), np.asarray(self._env.target_high)
+            self.single_action_space = gymnasium.spaces.Box(low, high, dtype=np.float32)
+        self.observation_space = gymnasium.vector.utils.batch_space(self.single_observation_space, num_envs)
+        self.action_space = gymnasium.vector.utils.batch_space(self.single_action_space, num_envs)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Start every world anew; `options={"qpos": float[N, 30]}` from given joint positions."""
+        if seed is not None or self._key is None:
+            seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
+            self._key = self._jax.random.key(seed)
+        self._key, key = self._jax.random.split(self._key)
+        qpos = (options or {}).get("qpos")
+        self._state = self._reset(key) if qpos is None else self._env.reset_from(qpos, key)
+        return self._host(self._state.obs), {"level": np.asarray(self._state.level)}
+
+    def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """One control step of every world with float[N, 14] actions."""
+        if self._state is None:
+            raise gymnasium.error.ResetNeeded("call reset() before step()")
+        self._state = state = self._step(self._state, np.asarray(actions, np.float32))
+        level, done = np.asarray(state.level), np.asarray(state.done)
+        infos: dict[str, Any] = {"level": level, "is_success": level == self._env.task.num_levels}
+        if done.any():
+            infos["final_obs"], infos["_final_obs"] = self._host(state.final_obs), done
+        reward, terminated, truncated = (np.asarray(x) for x in (state.reward, state.terminated, state.truncated))
+        return self._host(state.obs), reward, terminated, truncated, infos
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Stop the renderer."""
+        if self._env.renderer is not None:
+            self._env.renderer.close()
+
+    def _host(self, obs: Any) -> Any:
+        return self._jax.tree.map(np.asarray, obs)
+
+    def _observation_space(self) -> gymnasium.Space:
+        from aloha_jax.policy import AGENT_POS_SIZE, STATE_SIZE
+
+        if self._env.obs == "state":
+            return gymnasium.spaces.Box(-np.inf, np.inf, (STATE_SIZE,), np.float32)
+        assert self._env.renderer is not None
+        pixels = gymnasium.spaces.Box(0, 255, (self._env.renderer.height, self._env.renderer.width, 3), np.uint8)
+        if self._env.obs == "pixels":
+            return pixels
+        agent_pos = gymnasium.spaces.Box(-np.inf, np.inf, (AGENT_POS_SIZE,), np.float32)
+        return gymnasium.spaces.Dict({"agent_pos": agent_pos, "pixels": pixels})

@@ -1,0 +1,85 @@
+"""Gymnasium's view of the environment."""
+
+from collections.abc import Iterator
+
+import gymnasium
+import jax
+import numpy as np
+import pytest
+from gymnasium.vector import VectorEnv
+
+import aloha_jax
+
+
+@pytest.fixture(scope="module")
+def env() -> Iterator[VectorEnv]:
+    env = gymnasium.make_vec(aloha_jax.gym.ENV_ID, num_envs=3, obs="state", action="delta", reward="dense", episode_length=5)
+    yield env
+    env.close()
+
+
+def test_observations_and_actions_live_in_their_spaces(env: VectorEnv) -> None:
+    obs, _ = env.reset(seed=1)
+    assert env.observation_space.contains(obs)
+    obs, reward, terminated, truncated, infos = env.step(env.action_space.sample())
+    assert env.observation_space.contains(obs)
+    assert reward.shape == terminated.shape == truncated.shape == infos["level"].shape == (3,)
+
+
+def test_a_seed_decides_everything(env: VectorEnv) -> None:
+    actions = np.random.default_rng(0).normal(size=(7, 3, 14)).astype(np.float32)
+
+    def episode(seed: int) -> list[np.ndarray]:
+        first, _ = env.reset(seed=seed)
+        return [first, *(env.step(a)[0] for a in actions)]
+
+    np.testing.assert_array_equal(episode(3), episode(3))
+    assert not np.array_equal(episode(3)[0], episode(4)[0])
+
+
+def test_without_a_seed_the_next_reset_differs(env: VectorEnv) -> None:
+    first, _ = env.reset(seed=1)
+    second, _ = env.reset()
+    assert not np.array_equal(first, second)
+
+
+def test_ended_episodes_restart_in_the_same_step_and_hand_over_their_last_observation(env: VectorEnv) -> None:
+    env.reset(seed=1)
+    for _ in range(4):
+        *_, truncated, infos = env.step(np.zeros((3, 14), np.float32))
+        assert not truncated.any()
+        assert "final_obs" not in infos
+    obs, _, _, truncated, infos = env.step(np.zeros((3, 14), np.float32))
+    assert truncated.all()
+    assert infos["_final_obs"].all()
+    time_left = -1  # the last feature
+    np.testing.assert_allclose(infos["final_obs"][:, time_left], 0.0, atol=1e-6)
+    np.testing.assert_allclose(obs[:, time_left], 1.0)
+
+
+def test_it_is_the_same_environment_as_make(env: VectorEnv) -> None:
+    ours = aloha_jax.make("insertion", num_envs=3, obs="state", action="delta", reward="dense", episode_length=5)
+    starts = np.stack([ours.task.start_from_seed(i) for i in range(3)])
+    action = np.full((3, 14), 0.5, np.float32)
+    first, _ = env.reset(options={"qpos": starts})
+    state = ours.reset_from(starts)
+    np.testing.assert_array_equal(first, state.obs)
+    obs, reward, *_ = env.step(action)
+    state = jax.jit(ours.step)(state, action)
+    np.testing.assert_array_equal(obs, state.obs)
+    np.testing.assert_array_equal(reward, state.reward)
+
+
+def test_pixels_come_with_proprioception() -> None:
+    env = gymnasium.make_vec(aloha_jax.gym.ENV_ID, num_envs=2, obs="pixels_agent_pos", image_height=12, image_width=16)
+    obs, _ = env.reset(seed=0)
+    assert env.observation_space.contains(obs)
+    assert obs["pixels"].shape == (2, 12, 16, 3)
+    assert obs["pixels"].std() > 0
+    env.close()
+
+
+def test_stepping_before_reset_is_refused() -> None:
+    env = gymnasium.make_vec(aloha_jax.gym.ENV_ID, num_envs=1)
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        env.step(np.zeros((1, 14), np.float32))
