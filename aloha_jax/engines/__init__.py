@@ -33,7 +33,10 @@ class Engine(Protocol):
         ...
 
     def step(self, physics: Physics, action: jax.Array) -> Physics:
-        """One control step (0.02 s) toward float32[N, 14] absolute targets in gym_aloha's meaning."""
+        """One control step (0.02 s) toward float32[N, 14] absolute targets in gym_aloha's meaning.
+
+        Worlds whose physics became unstable have non-finite positions.
+        """
         ...
 
     def reset_where(self, mask: jax.Array, physics: Physics, qpos: jax.Array, qvel: jax.Array) -> Physics:

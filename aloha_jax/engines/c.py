@@ -88,9 +88,13 @@ class CEngine:
         num_steps = substeps + 1 if self.scene.fresh_sensors else substeps
         ctrl = action_to_ctrl(np.asarray(action)).astype(np.float64)
         states, sensors = self._rollout(state, warmstart, ctrl, num_steps)
-        end, before = states[:, substeps - 1], states[:, substeps - 2] if substeps > 1 else state
+        timestep = self.scene.model.opt.timestep
+        # MuJoCo puts a world whose numbers explode into its default pose, sets its clock back, and `rollout` leaves it there.
+        intact = np.abs(states[:, -1, 0] - state[:, 0] - num_steps * timestep) < 0.5 * timestep
+        end = np.where(intact[:, None], states[:, substeps - 1], np.nan)
+        before = states[:, substeps - 2] if substeps > 1 else state
         # Euler without joint damping: the last acceleration is the velocity's last change. It warm-starts the next solve.
-        warmstart = (end[:, self._qvel] - before[:, self._qvel]) / self.scene.model.opt.timestep
+        warmstart = (end[:, self._qvel] - before[:, self._qvel]) / timestep
         return self._pack(end, warmstart, sensors[:, -1])
 
     def _host_reset_where(self, mask: ArrayLike, physics: Physics, qpos: ArrayLike, qvel: ArrayLike) -> Physics:
