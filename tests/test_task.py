@@ -1,0 +1,482 @@
+"""The insertion task: gym_aloha's own reward and starts, and a dense reward that cannot be milked."""
+
+import itertools
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import pytest
+from dm_control import mujoco as dm_mujoco
+from gym_aloha.constants import START_ARM_POSE
+from gym_aloha.tasks import sim
+from gym_aloha.utils import sample_insertion_pose
+from scipy import stats  # type: ignore[import-untyped]
+
+from aloha_jax import expert, scene
+from aloha_jax.engines import Physics, make_engine
+from aloha_jax.tasks import make_task
+from aloha_jax.tasks.insertion import Insertion, Progress
+
+SEEDS = (0, 1, 2, 3)
+SEED_STARTS = np.stack([np.concatenate([START_ARM_POSE, *sample_insertion_pose(seed)]) for seed in SEEDS]).astype(np.float32)
+PLANS = np.stack([expert.plan_from_qpos(qpos) for qpos in SEED_STARTS], axis=1)  # [300, 4, 14]
+STAGE_ENDS = dict(zip(expert.STAGES, itertools.accumulate(expert.STAGES.values()), strict=True))  # name -> control step
+
+
+@pytest.fixture(scope="module")
+def task() -> Insertion:
+    """Compiled: one operation at a time takes ten times as long."""
+    task = make_task("insertion", scene.make_scene(physics="exact"))
+    for name in ("level", "touches", "lost", "geometry", "start_progress", "dense", "mating_error", "agent_pos", "features"):
+        setattr(task, name, jax.jit(getattr(task, name)))
+    return task
+
+
+class Replay(NamedTuple):
+    """Worlds along an expert's episodes; axes [step, world, ...]. Step 0 is the start."""
+
+    physics: Physics
+    progress: Progress
+    reward: jax.Array  # [300, N, 2]
+    level: jax.Array
+
+
+def replay(physics_name: str, qpos: np.ndarray, actions: np.ndarray) -> Replay:
+    """Play actions [T, N, 14], with the dense reward computed as the environment does."""
+    engine = make_engine("c", physics=physics_name)
+    task = make_task("insertion", engine.scene)
+
+    def step(carry, action):
+        physics, progress = carry
+        physics = engine.step(physics, action)
+        level = task.level(physics)
+        reward, progress = task.dense(physics, progress, level, jnp.zeros(len(qpos), bool), action)
+        return (physics, progress), (physics, progress, reward, level)
+
+    @jax.jit
+    def run(qpos, actions):
+        physics = engine.reset(qpos, jnp.zeros((len(qpos), engine.scene.model.nv)))
+        start = physics, task.start_progress(physics)
+        _, (physics_after, progress_after, reward, level) = jax.lax.scan(step, start, actions)
+        prepend = lambda first, rest: jnp.concatenate([first[None], rest])  # noqa: E731
+        physics, progress = jax.tree.map(prepend, start, (physics_after, progress_after))
+        return Replay(physics, progress, reward, prepend(task.level(start[0]), level))
+
+    return jax.device_get(run(qpos, actions))
+
+
+@pytest.fixture(scope="module")
+def expert_replay() -> Replay:
+    return replay("exact", SEED_STARTS, PLANS)
+
+
+@pytest.fixture(scope="module")
+def clumsy_replay() -> Replay:
+    """Unsteady experts: pegs that scrape along the socket, objects pushed about and dropped."""
+    noise = np.random.default_rng(0).normal(0, 1, (60, len(SEEDS), 14)).repeat(5, axis=0)
+    noise[:150, :2] = 0  # two of them once they hold the objects
+    return replay("exact", SEED_STARTS, (PLANS + noise * np.array([0.02, 0.04, 0.03, 0.1])[:, None]).astype(np.float32))
+
+
+def at_step(replay: Replay, step: int) -> tuple[Physics, Progress]:
+    return jax.tree.map(lambda x: jnp.asarray(x[step]), (replay.physics, replay.progress))
+
+
+def flat(replay: Replay) -> tuple[Physics, Progress]:
+    """All steps of all worlds as one batch."""
+    return jax.tree.map(lambda x: jnp.asarray(x.reshape(-1, *x.shape[2:])), (replay.physics, replay.progress))
+
+
+def per_step(values: jax.Array) -> np.ndarray:
+    """[301 * N, ...] back to [301, N, ...]."""
+    return np.asarray(values).reshape(-1, len(SEEDS), *values.shape[1:])
+
+
+# --- Starts ------------------------------------------------------------------------------------------------------------------
+
+
+def test_start_from_seed_is_gym_alohas(task: Insertion) -> None:
+    for seed in (0, 1, 12345):
+        peg, socket = sample_insertion_pose(seed)
+        start = task.start_from_seed(seed)
+        np.testing.assert_array_equal(start, np.concatenate([START_ARM_POSE, peg, socket]))
+        assert start.dtype == np.float64
+    np.testing.assert_allclose(task.start_from_seed(0)[[16, 17, 18]], [0.15488135, 0.54303787, 0.05], atol=1e-8)
+
+
+def test_starts_are_distributed_as_gym_alohas(task: Insertion) -> None:
+    keys = jax.random.split(jax.random.key(0), 2000)
+    samples = np.asarray(jax.jit(jax.vmap(task.sample_start))(keys), np.float64)
+    ours, constant = samples[:, [16, 17, 23, 24]], np.delete(samples, [16, 17, 23, 24], axis=1)
+    theirs = np.stack([task.start_from_seed(seed) for seed in range(500)])
+    np.testing.assert_allclose(constant, np.delete(theirs, [16, 17, 23, 24], axis=1)[:1].repeat(2000, axis=0), atol=1e-8)
+    bounds = ((0.1, 0.2), (0.4, 0.6), (-0.2, -0.1), (0.4, 0.6))  # of peg x, y and socket x, y in gym_aloha
+    for column, (low, high) in zip(ours.T, bounds, strict=True):
+        assert low - 1e-7 <= column.min()
+        assert column.max() <= high + 1e-7
+        assert stats.kstest(column, "uniform", (low, high - low)).pvalue > 0.001
+    for column, reference in zip(ours.T, theirs[:, [16, 17, 23, 24]].T, strict=True):
+        assert stats.ks_2samp(column, reference).pvalue > 0.001
+    correlations = np.corrcoef(ours.T) - np.eye(4)
+    assert np.abs(correlations).max() < 0.08  # 3.5 standard deviations of independent samples
+
+
+# --- Official reward -----------------------------------------------------------------------------------------------------------
+
+TOUCHES = tuple(scene.INSERTION_TOUCHES)
+
+
+def touching(task: Insertion, *rows: set[str]) -> Physics:
+    """One fabricated world per row, in which just these touches are felt."""
+    sensordata = np.zeros((len(rows), task.scene.model.nsensordata), np.float32)
+    for world, names in enumerate(rows):
+        for name in names:
+            # Any one of a predicate's sensors will do; they count contacts.
+            sensordata[world, task.scene.touches[name][world % len(task.scene.touches[name])]] = 1 + world % 3
+    for arm in scene.ARMS:
+        sensordata[:, task.scene.sensors[f"{arm}/gripper/quat"]] = 1, 0, 0, 0
+    qpos = SEED_STARTS[:1].repeat(len(rows), axis=0)
+    return Physics(None, jnp.asarray(qpos), jnp.zeros((len(rows), 28)), jnp.asarray(sensordata))
+
+
+HELD = {"peg_finger_right", "socket_finger_left"}
+
+
+@pytest.mark.parametrize(
+    ("touches", "level"),
+    [
+        (set(), 0),
+        ({"peg_table", "socket_table"}, 0),
+        ({"peg_finger_right"}, 0),
+        ({"socket_finger_left"}, 0),
+        ({"peg_finger_left", "socket_finger_right"}, 0),  # the fingers that do not count
+        ({"peg_finger_left", "peg_finger_right", "socket_finger_right"}, 0),
+        (HELD | {"peg_table", "socket_table"}, 1),
+        (HELD | {"peg_table"}, 1),
+        (HELD | {"socket_table"}, 1),
+        (HELD | {"socket_table", "peg_socket"}, 1),  # touching each other counts in the air
+        (HELD, 2),
+        ({"peg_socket", "peg_table"}, 0),
+        ({"peg_socket", "socket_table"}, 0),
+        ({"peg_socket"}, 3),  # whoever holds them
+        (HELD | {"peg_socket"}, 3),
+        ({"peg_pin"}, 4),  # even on the table
+        ({"peg_pin", "peg_table", "socket_table"}, 4),
+        (set(TOUCHES), 4),
+    ],
+)
+def test_levels_by_hand(task: Insertion, touches: set[str], level: int) -> None:
+    levels = task.level(touching(task, touches))
+    assert levels.tolist() == [level]
+    assert levels.dtype == jnp.int32
+
+
+def gym_aloha_reward(model: dm_mujoco.Physics, pairs: list[tuple[int, int]], *, both_orders: bool) -> int:
+    """gym_aloha's own reward for pairs of touching geoms, which it looks up in one order only."""
+    contacts = [SimpleNamespace(geom1=a, geom2=b) for a, b in pairs]
+    if both_orders:
+        contacts += [SimpleNamespace(geom1=b, geom2=a) for a, b in pairs]
+    data = SimpleNamespace(ncon=len(contacts), contact=contacts)
+    return sim.InsertionTask().get_reward(SimpleNamespace(data=data, model=model))
+
+
+@pytest.fixture(scope="module")
+def gym_aloha_physics() -> dm_mujoco.Physics:
+    return dm_mujoco.Physics.from_xml_path(str(scene.ASSETS / "bimanual_viperx_insertion.xml"))
+
+
+def test_levels_of_all_combinations_of_touches_are_gym_alohas(task: Insertion, gym_aloha_physics: dm_mujoco.Physics) -> None:
+    model = gym_aloha_physics.model
+    rng = np.random.default_rng(0)
+    rows, wanted = [], []
+    for flags in itertools.product((False, True), repeat=len(TOUCHES)):
+        names = {name for name, flag in zip(TOUCHES, flags, strict=True) if flag}
+        pairs = []
+        for name in names:
+            side_a, side_b = scene.INSERTION_TOUCHES[name]
+            pairs.append((model.name2id(rng.choice(side_a), "geom"), model.name2id(rng.choice(side_b), "geom")))
+        rows.append(names)
+        wanted.append(gym_aloha_reward(model, pairs, both_orders=True))
+    assert set(wanted) == {0, 1, 2, 3, 4}
+    np.testing.assert_array_equal(task.level(touching(task, *rows)), wanted)
+
+
+@pytest.mark.parametrize("which", ["expert_replay", "clumsy_replay"])
+def test_levels_of_real_contacts_are_gym_alohas(
+    which: str, request: pytest.FixtureRequest, gym_aloha_physics: dm_mujoco.Physics
+) -> None:
+    """Our state, put into gym_aloha's simulation and judged by gym_aloha's reward."""
+    recorded: Replay = request.getfixturevalue(which)
+    physics, levels = gym_aloha_physics, recorded.level
+    data = physics.data.ptr
+    for step, world in itertools.product(range(0, 301, 2), range(len(SEEDS))):
+        state = recorded.physics.internal[step, world].view(np.float64)
+        data.qpos[:], data.qvel[:] = state[1:31], state[31:59]
+        mujoco.mj_forward(physics.model.ptr, data)
+        assert sim.InsertionTask().get_reward(physics) == levels[step, world], f"step {step}, world {world}"
+        pairs = [(contact.geom1, contact.geom2) for contact in data.contact]
+        assert gym_aloha_reward(physics.model, pairs, both_orders=True) == levels[step, world], f"step {step}, world {world}"
+    assert set(levels[::2].ravel()) >= ({0, 1, 2, 4} if which == "expert_replay" else {0, 1, 2, 3})
+
+
+def test_objects_outside_the_workspace_are_lost(task: Insertion) -> None:
+    qpos = SEED_STARTS.repeat(2, axis=0)
+    qpos[1, 16] = 0.5  # peg beyond the right arm's base
+    qpos[2, 24] = 0.1  # socket off the table's near edge
+    qpos[3, 18] = -0.1  # peg below the table
+    qpos[4, 25] = 0.2  # socket carried high
+    physics = Physics(None, jnp.asarray(qpos), None, None)
+    np.testing.assert_array_equal(task.lost(physics), [False, True, True, True, False, False, False, False])
+
+
+# --- Dense reward --------------------------------------------------------------------------------------------------------------
+
+
+def test_dense_reward_of_an_episode_telescopes(expert_replay: Replay) -> None:
+    potential = expert_replay.progress.potential
+    bonus = 0.5 + 1 + 1 + 10  # every level reached, each paid once
+    effort = 0.0005 * np.square(PLANS, dtype=np.float64).sum(axis=0).reshape(-1, 2, 7).sum(axis=2)
+    expected = 0.5 * (potential[-1] - potential[0] + bonus - effort)
+    np.testing.assert_allclose(expert_replay.reward.sum(axis=0), expected, atol=1e-3)
+    assert (expert_replay.level.max(axis=0) == 4).all()
+    np.testing.assert_array_equal(expert_replay.progress.best_level, np.maximum.accumulate(expert_replay.level))
+
+
+def test_each_term_rises_in_its_phase(task: Insertion, expert_replay: Replay) -> None:
+    physics, progress = flat(expert_replay)
+    geometry = task.geometry(physics)
+    lift = task._lift(geometry, progress.grasp)
+    lateral, tilt, depth = (per_step(x) for x in task.mating_error(geometry))
+    reach, height, mate = per_step(task._reach(geometry)), per_step(lift), per_step(task._mate(geometry, lift))
+    grasp = expert_replay.progress.grasp
+    start, end = 12, STAGE_ENDS  # the objects have dropped onto the table after 12 steps
+    # Reach: while the arms approach and descend, from far away to all but there.
+    assert (reach[start] < 0.4).all()
+    assert (reach[end["approach"]] > reach[start] + 0.1).all()
+    assert (reach[end["descend"]] > reach[end["approach"]] + 0.1).all()
+    assert (reach[end["close"] :] > 0.75).all()
+    # Grasp: not before the fingers close, and to stay.
+    assert (grasp[: end["descend"]] == 0).all()
+    assert (grasp[end["close"] + 10] > 0.6).all()
+    assert (grasp[end["lift"] : end["insert"]].min(axis=0) > 0.5).all()  # contacts flicker
+    # Lift: nothing before the grasp although the objects fall from above, full once lifted.
+    assert (height[: end["descend"]] == 0).all()
+    assert (height[end["close"]] < 0.1).all()
+    assert (height[end["lift"] + 5] > 0.9).all()
+    # Mate: nothing on the table, alignment (6) from the carry on, insertion (2) only in its stage.
+    assert (mate[: end["descend"]] == 0).all()
+    assert (mate[end["carry"]] > mate[end["lift"]] + 0.8).all()
+    assert (mate[end["insert"]] > mate[end["carry"]] + 4).all()
+    assert (mate[end["insert"]] > 6.5).all()
+    assert (mate <= 8).all()
+    # What it is made of: the tip 40 mm in front of the mouth after the carry, at the pin in the end.
+    np.testing.assert_allclose(depth[end["carry"]], 0.06 + expert.GAP, atol=0.005)
+    np.testing.assert_allclose(depth[-1], 0.04, atol=0.001)
+    assert (lateral[end["insert"]] < 0.004).all()
+    assert (tilt[end["insert"]] < 0.008).all()
+
+
+def test_standing_still_earns_nothing(task: Insertion, expert_replay: Replay) -> None:
+    physics, progress = at_step(expert_replay, STAGE_ENDS["carry"])
+    level, failed, action = task.level(physics), jnp.zeros(len(SEEDS), bool), jnp.zeros((len(SEEDS), 14))
+    for _ in range(80):  # until the slow average of the grasp has settled
+        reward, progress = task.dense(physics, progress, level, failed, action)
+    np.testing.assert_allclose(reward, 0, atol=1e-6)
+
+
+def test_there_and_back_earns_nothing(task: Insertion, expert_replay: Replay) -> None:
+    """The same states forward and backward: what was earned is given back, levels are paid once."""
+    start, stop = 150, 190  # carrying
+    steps = [*range(start, stop), *range(stop, start - 1, -1), *[start] * 80]
+    _, progress = at_step(expert_replay, start)
+    first, total = progress, np.zeros((len(SEEDS), 2))
+    failed, action = jnp.zeros(len(SEEDS), bool), jnp.zeros((len(SEEDS), 14))
+    for step in steps:
+        physics, _ = at_step(expert_replay, step)
+        level = jnp.minimum(expert_replay.level[step], progress.best_level)
+        reward, progress = task.dense(physics, progress, level, failed, action)
+        total += reward
+    np.testing.assert_allclose(total, 0.5 * (progress.potential - first.potential), atol=1e-5)
+    assert (jnp.abs(total) < 0.1).all()  # the grasp's average may have settled
+
+
+def test_failure_takes_back_all_potential(task: Insertion, expert_replay: Replay) -> None:
+    physics, progress = at_step(expert_replay, STAGE_ENDS["carry"])
+    failed = jnp.array([True, False, True, False])
+    level, action = jnp.zeros(len(SEEDS), jnp.int32), jnp.zeros((len(SEEDS), 14))
+    reward, after = task.dense(physics, progress, level, failed, action)
+    np.testing.assert_allclose(reward[failed], 0.5 * (-progress.potential[failed] - 1), rtol=1e-6)
+    assert (after.potential[failed] == 0).all()
+    assert (progress.potential > 4).all()  # there was something to lose
+    assert (reward[~failed] > -0.5).all()
+    # From the start to the failure: nothing but minus what the start was worth, and the fine.
+    earned = expert_replay.reward[: STAGE_ENDS["carry"]].sum(axis=0)
+    bonus = 0.5 + 1.0
+    effort = 0.0005 * np.square(PLANS[: STAGE_ENDS["carry"]]).sum(axis=0).reshape(-1, 2, 7).sum(axis=2)
+    expected = 0.5 * (bonus - effort - expert_replay.progress.potential[0] - 1)
+    assert (expert_replay.progress.best_level[STAGE_ENDS["carry"]] == 2).all()
+    np.testing.assert_allclose((earned + reward)[failed], expected[failed], atol=1e-3)
+
+
+def test_levels_pay_once(task: Insertion) -> None:
+    """0.5, 1, 1 and 10 for levels 1 to 4, to each arm, halved; a level skipped is paid too."""
+    physics = touching(task, set())
+    progress = Progress(jnp.zeros((1, 2)), task.start_progress(physics).potential, jnp.zeros(1, jnp.int32))
+    best = 0
+    for level, bonus in ((0, 0.0), (1, 0.5), (0, 0.0), (1, 0.0), (3, 2.0), (2, 0.0), (4, 10.0), (4, 0.0)):
+        reward, progress = task.dense(physics, progress, jnp.array([level]), jnp.zeros(1, bool), jnp.zeros((1, 14)))
+        np.testing.assert_allclose(reward, [[0.5 * bonus] * 2], atol=1e-6)
+        best = max(best, level)
+        assert progress.best_level.tolist() == [best]
+
+
+def test_actions_cost_their_square(task: Insertion, expert_replay: Replay) -> None:
+    physics, progress = at_step(expert_replay, 100)
+    level, failed = task.level(physics), jnp.zeros(len(SEEDS), bool)
+    free, _ = task.dense(physics, progress, level, failed, jnp.zeros((len(SEEDS), 14)))
+    action = np.zeros((len(SEEDS), 14), np.float32)
+    action[0, :7], action[1, 7:], action[2, 13] = 1.0, 2.0, -3.0
+    paid, _ = task.dense(physics, progress, level, failed, jnp.asarray(action))
+    expected = -0.5 * 0.0005 * np.array([[7, 0], [0, 28], [0, 9], [0, 0]])
+    np.testing.assert_allclose(paid - free, expected, atol=1e-6)
+
+
+# --- Geometry ------------------------------------------------------------------------------------------------------------------
+
+
+def objects_at(task: Insertion, peg: list[float], socket: list[float], peg_yaw: float = 0.0) -> Physics:
+    """The peg's and the socket's centre, the peg turned about the vertical; the arms do not matter."""
+    qpos = np.zeros((1, 30), np.float32)
+    qpos[0, 16:19], qpos[0, 23:26] = peg, socket
+    qpos[0, 19:23] = np.cos(peg_yaw / 2), 0, 0, np.sin(peg_yaw / 2)
+    qpos[0, 26:30] = 1, 0, 0, 0
+    sensordata = np.ones((1, task.scene.model.nsensordata), np.float32)
+    return Physics(None, jnp.asarray(qpos), jnp.zeros((1, 28)), jnp.asarray(sensordata))
+
+
+@pytest.mark.parametrize(
+    ("peg", "peg_yaw", "lateral", "tilt", "depth"),
+    [
+        ((0.1, 0.5, 0.15), 0.0, 0.0, 0.0, 0.04),  # at the pin's face
+        ((0.12, 0.5, 0.15), 0.0, 0.0, 0.0, 0.06),  # at the mouth
+        ((0.16, 0.503, 0.146), 0.0, 0.005, 0.0, 0.1),  # 3 mm and 4 mm aside
+        ((0.12, 0.5, 0.15), np.pi / 6, 0.03, 0.06, 0.12 - 0.06 * np.cos(np.pi / 6)),
+        ((0.12, 0.5, 0.15), np.pi, 0.0, 0.0, 0.18),  # the wrong end first
+    ],
+)
+def test_mating_error_by_hand(task: Insertion, peg: list[float], peg_yaw: float, lateral: float, tilt: float, depth: float):
+    geometry = task.geometry(objects_at(task, peg, [0.0, 0.5, 0.15], peg_yaw))
+    np.testing.assert_allclose(jnp.stack(task.mating_error(geometry)), [[lateral], [tilt], [depth]], atol=1e-6)
+
+
+def test_mating_error_moves_with_the_pair(task: Insertion) -> None:
+    """Only how they stand to each other counts: both turned by 90 degrees about the vertical and moved."""
+    physics = objects_at(task, [0.16, 0.503, 0.146], [0.0, 0.5, 0.15], 0.1)
+    qpos = np.array(physics.qpos)
+    turned = qpos.copy()
+    for start in (16, 23):
+        x, y, z = qpos[0, start : start + 3]
+        turned[0, start : start + 3] = -y + 0.4, x + 0.6, z + 0.02
+        quat = np.empty(4)
+        mujoco.mju_mulQuat(quat, np.array([np.sqrt(0.5), 0, 0, np.sqrt(0.5)]), qpos[0, start + 3 : start + 7].astype(float))
+        turned[0, start + 3 : start + 7] = quat
+    wanted = task.mating_error(task.geometry(physics))
+    found = task.mating_error(task.geometry(physics._replace(qpos=jnp.asarray(turned))))
+    np.testing.assert_allclose(jnp.stack(found), jnp.stack(wanted), atol=1e-6)
+
+
+def turned_about_the_centre(qpos: np.ndarray, qvel: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The scene after a half turn about the vertical through (0, 0.5): the arms change places, and so do peg and socket."""
+
+    def turned_pose(pose: np.ndarray) -> np.ndarray:
+        """Rotation R becomes T R T, with T the half turn: peg and socket mate with opposite ends of their frames."""
+        x, y, z, qw, qx, qy, qz = pose.T
+        return np.stack([-x, 1 - y, z, qw, -qx, -qy, qz], axis=1)
+
+    def turned_velocity(velocity: np.ndarray) -> np.ndarray:
+        return velocity * np.array([-1, -1, 1, -1, -1, 1], np.float32)
+
+    positions = [qpos[:, 8:16], qpos[:, :8], turned_pose(qpos[:, 23:30]), turned_pose(qpos[:, 16:23])]
+    velocities = [qvel[:, 8:16], qvel[:, :8], turned_velocity(qvel[:, 22:28]), turned_velocity(qvel[:, 16:22])]
+    return np.concatenate(positions, axis=1), np.concatenate(velocities, axis=1)
+
+
+def swap_arms(x: np.ndarray) -> np.ndarray:
+    return np.concatenate([x[:, 7:], x[:, :7]], axis=1)
+
+
+def test_both_arms_see_the_same_in_their_own_frames(task: Insertion) -> None:
+    num_worlds, rng = 16, np.random.default_rng(0)
+    engine = make_engine("c", physics="exact")
+    qpos = task.start_from_seed(0)[None].repeat(num_worlds, axis=0)
+    qpos[:, :16] += rng.uniform(-1, 1, (num_worlds, 16)) * np.tile([0.3] * 6 + [0.01] * 2, 2)
+    for start in (16, 23):
+        qpos[:, start : start + 3] += rng.uniform(-0.05, 0.05, (num_worlds, 3)) + [0, 0, 0.7]  # high above, out of touch
+        quat = rng.normal(size=(num_worlds, 4))
+        qpos[:, start + 3 : start + 7] = quat / np.linalg.norm(quat, axis=1, keepdims=True)
+    qvel = rng.normal(size=(num_worlds, 28))
+    target, time_left = rng.normal(size=(num_worlds, 14)).astype(np.float32), jnp.full(num_worlds, 0.5)
+    grasp = np.zeros((num_worlds, 2), np.float32)
+    found = []
+    for pose, velocity, aim in ((qpos, qvel, target), (*turned_about_the_centre(qpos, qvel), swap_arms(target))):
+        physics = engine.reset(jnp.asarray(pose, jnp.float32), jnp.asarray(velocity, jnp.float32))
+        progress = Progress(jnp.asarray(grasp), jnp.zeros((num_worlds, 2)), jnp.zeros(num_worlds, jnp.int32))
+        features = np.asarray(task.features(physics, jnp.asarray(aim), progress, time_left))
+        touches = np.stack(list(task.touches(physics).values()))
+        found.append((task.geometry(physics), features[:, :136].reshape(num_worlds, 2, 68), touches))
+    (geometry, blocks, touches), (turned_geometry, turned_blocks, turned_touches) = found
+    assert not touches.any()
+    assert not turned_touches.any()
+    for x, y in zip(geometry, turned_geometry, strict=True):
+        np.testing.assert_allclose(y, x[:, ::-1], atol=1e-5)
+    np.testing.assert_allclose(turned_blocks, blocks[:, ::-1], atol=1e-5)
+    differs = np.abs(blocks[:, 0] - blocks[:, 1]).max(axis=0) > 1e-3
+    # All but three contacts, grasp, lift, x and y of the mating ends' distance and the cosine of the objects' axes.
+    assert differs.sum() == 68 - 8
+
+
+def test_rotations_are_rotations_and_point_to_the_mating_ends(task: Insertion) -> None:
+    geometry = task.geometry(objects_at(task, [0.15, 0.5, 0.15], [-0.1, 0.6, 0.02]))
+    np.testing.assert_allclose(geometry.rotation, np.broadcast_to(np.eye(3), (1, 2, 3, 3)), atol=1e-6)
+    # Socket (left arm): the world's axes, from (0, 0.5). Peg (right arm): the same after a half turn.
+    np.testing.assert_allclose(geometry.position, [[[-0.1, 0.1, 0.02], [-0.15, 0.0, 0.15]]], atol=1e-6)
+
+
+# --- Observations --------------------------------------------------------------------------------------------------------------
+
+
+def test_agent_pos_is_gym_alohas(task: Insertion, expert_replay: Replay, gym_aloha_physics: dm_mujoco.Physics) -> None:
+    physics, _ = at_step(expert_replay, 130)
+    ours = task.agent_pos(physics)
+    assert ours.shape == (len(SEEDS), 14)
+    for world in range(len(SEEDS)):
+        gym_aloha_physics.data.qpos[:] = physics.qpos[world]
+        np.testing.assert_allclose(ours[world], sim.BimanualViperXTask.get_qpos(gym_aloha_physics), atol=1e-6)
+
+
+def test_features_are_143_finite_numbers_of_about_one(task: Insertion, expert_replay: Replay, clumsy_replay: Replay) -> None:
+    for recorded in (expert_replay, clumsy_replay):
+        physics, progress = flat(recorded)
+        num_worlds = len(physics.qpos)
+        time_left = jnp.linspace(1, 0, num_worlds)
+        features = task.features(physics, jnp.zeros((num_worlds, 14)), progress, time_left)
+        assert features.shape == (num_worlds, 143)
+        assert features.dtype == jnp.float32
+        assert np.isfinite(features).all()
+        on_table = ~np.asarray(task.lost(physics))
+        assert np.abs(features[on_table]).max() < 10
+        np.testing.assert_array_equal(features[:, -1], time_left)
+        np.testing.assert_allclose(features[:, -2], progress.best_level / 4)
+        np.testing.assert_allclose(features[:, -7:-4], jnp.stack(task.mating_error(task.geometry(physics)), axis=1), atol=1e-6)
+
+
+def test_features_tell_what_the_fingers_feel(task: Insertion) -> None:
+    physics = touching(task, {"peg_finger_left"}, {"socket_table"}, {"peg_socket"}, {"peg_pin"}, set())
+    progress = Progress(jnp.zeros((5, 2)), jnp.zeros((5, 2)), jnp.zeros(5, jnp.int32))
+    features = np.asarray(task.features(physics, jnp.zeros((5, 14)), progress, jnp.ones(5)))
+    changed = [set(np.flatnonzero(row != features[-1])) for row in features[:-1]]
+    contacts = 21 + 33  # behind an arm's own joints and its object
+    assert changed == [{68 + contacts}, {contacts + 2}, {139}, {140}]
