@@ -278,7 +278,29 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
 
 
 PRESETS: dict[str, Config] = {
-    "cpu": Config(preset="cpu"),
+    "cpu": Config(
+        preset="cpu",
+        network="mirrored",
+        privileged_critic=True,
+        conv=((16, 8, 4), (32, 4, 2)),
+        features_dim=128,
+        hidden_sizes=(256, 128),
+        activation="elu",
+        log_std_init=-0.7,
+        n_envs=64,
+        n_steps=32,
+        batch_size=512,
+        n_epochs=4,
+        learning_rate=6e-4,
+        lr_schedule="adaptive",
+        target_kl=0.02,
+        max_grad_norm=1.0,
+        total_timesteps=240_000,
+        checkpoint_freq=60_000,
+        eval_freq=60_000,
+        eval_episodes=16,
+        final_eval_episodes=4,
+    ),
     "gpu": Config(
         preset="gpu",
         n_envs=1024,
