@@ -11,7 +11,8 @@ from aloha_jax.actions import delta_target, target_limits
 from aloha_jax.config import Config
 from aloha_jax.engines import Engine, Physics, make_engine
 from aloha_jax.pixels import Renderer, make_renderer
-from aloha_jax.tasks import make_task
+from aloha_jax.scene import FRAME_SHAPE
+from aloha_jax.tasks import TASKS, make_task
 from aloha_jax.tasks.insertion import Progress
 
 EPISODE_LENGTH = 300  # control steps; gym_aloha's registered time limit
@@ -330,11 +331,16 @@ def make(
     Raises:
         ValueError: an argument is not one of its choices.
     """
-    for name, value, choices in (("obs", obs, OBSERVATIONS), ("action", action, ACTIONS), ("reward", reward, REWARDS)):
-        if value not in choices:
-            raise ValueError(f"{name} is one of {', '.join(choices)}; not {value!r}")
-    if num_envs < 1:
-        raise ValueError(f"num_envs is at least 1, not {num_envs}")
+    choices = (("task", task, tuple(TASKS)), ("obs", obs, OBSERVATIONS), ("action", action, ACTIONS), ("reward", reward, REWARDS))
+    for name, choice, allowed in choices:
+        if choice not in allowed:
+            raise ValueError(f"{name} is one of {', '.join(allowed)}; not {choice!r}")
+    for name, size in (("num_envs", num_envs), ("episode_length", episode_length)):
+        if size < 1:
+            raise ValueError(f"{name} is at least 1, not {size}")
+    for name, size, largest in zip(("image_height", "image_width"), (image_height, image_width), FRAME_SHAPE, strict=True):
+        if not 1 <= size <= largest:
+            raise ValueError(f"{name} lies in 1..{largest}, not {size}")
     frames = None
     if obs != "state":
         frames = make_renderer(renderer, task, image_height, image_width, crop, quality=render_quality)
