@@ -1,6 +1,7 @@
 """Judge a policy: `uv run eval.py --help`."""
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 from typing import Literal
@@ -41,15 +42,27 @@ def main(args: list[str]) -> None:
     if flags.n_episodes < 1:
         raise ConfigError(f"--n-episodes must be at least 1, got {flags.n_episodes}")
     if not 0 <= flags.seed < 2**32 - flags.n_episodes:
-        raise ConfigError(f"--seed must lie in 0..2^32, got {flags.seed}")
-    if flags.json is not None and not Path(flags.json).absolute().parent.is_dir():
-        raise ConfigError(f"--json {flags.json}: there is no such folder")
+        raise ConfigError(f"--seed must lie in 0..{2**32 - flags.n_episodes - 1}, got {flags.seed}")
+    for flag, file in (("--json", flags.json), ("--video-path", flags.video_path)):
+        if file is not None:
+            require_writable(flag, Path(file))
     policy = checkpoints.load_policy(flags.model_path)
     video = video_path(flags) if flags.save_video or flags.video_path else None
+    if video is not None:
+        video.parent.mkdir(parents=True, exist_ok=True)
     report = evaluation.evaluate(policy, flags.sim, flags.n_episodes, flags.seed, stochastic=flags.stochastic, video=video)
     if flags.json is not None:
-        Path(flags.json).write_text(report.to_json() + "\n")
+        report.write(Path(flags.json))
     print_report(report, {"video": video} if video else {})
+
+
+def require_writable(flag: str, path: Path) -> None:
+    """Raises `ConfigError` before the work if its result could not be written."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"{flag} {path}: there is no such folder")
+    if path.is_dir() or not os.access(folder, os.W_OK):
+        raise ConfigError(f"{flag} {path} is a folder, or cannot be written")
 
 
 def video_path(flags: Flags) -> Path:

@@ -4,9 +4,11 @@ Every model directory holds `config.json` and a `policy` item (parameters and ob
 `checkpoints/<step>` also holds a `run` item with the rest of the `RunState`, and its configuration as the item `config`.
 """
 
+import errno
 import logging
 import os
 import shutil
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -34,12 +36,11 @@ class CheckpointWriter:
             [
                 # Never the best alone: the newest must stay, or the run could not be resumed from where it was.
                 checkpoint_managers.LatestN(3),
-                checkpoint_managers.BestN(
-                    get_metric_fn=lambda metrics: metrics["score"], n=1, keep_checkpoints_without_metrics=False
-                ),
+                checkpoint_managers.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False),
             ]
         )
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy, cleanup_tmp_directories=True)
+        # Without `best_fn` scores are not written, and a resumed run would not know which checkpoint was the best.
+        options = ocp.CheckpointManagerOptions(preservation_policy=policy, best_fn=_score, cleanup_tmp_directories=True)
         self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
 
     def save(self, step: int, config: Config, policy: Any, run: Any, score: float) -> None:
@@ -50,7 +51,8 @@ class CheckpointWriter:
             config=ocp.args.JsonSave({"config": config.to_json()}),
         )
         if step not in self._manager.all_steps():
-            self._manager.save(step, args=items, metrics={"score": score})
+            with _Writable(Path(str(self._manager.directory)) / str(step)):
+                self._manager.save(step, args=items, metrics={"score": score})
 
     def restore(self, step: int | None, policy: Any, run: Any) -> tuple[int, Any, Any]:
         """The newest (or given) step, and its trees in the structure of the two given.
@@ -70,8 +72,9 @@ class CheckpointWriter:
 
     def close(self) -> None:
         """Wait for the saves under way."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        with _Writable(Path(str(self._manager.directory))):
+            self._manager.wait_until_finished()
+            self._manager.close()
 
 
 def save_model(directory: Path, policy: Policy) -> None:
@@ -80,10 +83,14 @@ def save_model(directory: Path, policy: Policy) -> None:
     stale = directory.with_name(f".{directory.name}.old")
     for leftover in (fresh, stale):
         shutil.rmtree(leftover, ignore_errors=True)
-    fresh.mkdir(parents=True)
-    (fresh / "config.json").write_text(policy.config.to_json() + "\n")
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save((fresh / "policy").absolute(), {"params": policy.params, "stats": policy.stats})
+    try:
+        fresh.mkdir(parents=True)
+        (fresh / "config.json").write_text(policy.config.to_json() + "\n")
+        with _Writable(directory), ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save((fresh / "policy").absolute(), {"params": policy.params, "stats": policy.stats})
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
     if directory.exists():
         os.rename(directory, stale)
     os.rename(fresh, directory)
@@ -138,6 +145,24 @@ def _abstract(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
+def _score(metrics: Any) -> float:
+    return float(metrics["score"])
+
+
+class _Writable:
+    """Turns what Orbax and TensorStore raise on a full disk into the OSError that Python would raise."""
+
+    def __init__(self, path: Path):
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
+        if isinstance(error, Exception) and os.strerror(errno.ENOSPC) in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path)) from error
+
+
 class _Readable:
     """Turns whatever Orbax raises on a damaged or foreign checkpoint into a CheckpointError that names it."""
 
@@ -145,13 +170,24 @@ class _Readable:
         self._directory = directory
 
     def __enter__(self) -> None:
-        pass
+        self._hook = sys.unraisablehook
+        sys.unraisablehook = self._unraisable
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, (CheckpointError, ConfigError)) or not isinstance(error, Exception):
+        if not isinstance(error, Exception):
+            sys.unraisablehook = self._hook
             return
-        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        raise CheckpointError(f"cannot load {self._directory}: {reason}") from error
+        if isinstance(error, (CheckpointError, ConfigError)):
+            return
+        reason = str(error).strip().split("\n")[0].split(". ")[0][:200] or type(error).__name__
+        raise CheckpointError(
+            f"cannot load {self._directory}, which is damaged or does not fit its configuration: {reason}"
+        ) from error
+
+    def _unraisable(self, unraisable: Any) -> None:
+        """After the first array that cannot be read, Orbax abandons the others, which complain as they arrive, even later."""
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            self._hook(unraisable)
 
 
 warnings.filterwarnings("ignore", message="Sharding info not provided when restoring")

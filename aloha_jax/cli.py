@@ -20,6 +20,9 @@ from aloha_jax.pixels import RendererUnavailable
 
 T = TypeVar("T")
 
+STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
+OUT_OF_MEMORY = "out of memory: lower --n-envs or --n-steps, or give --microbatch-size; checkpoints already written are intact"
+
 
 def parse(kind: type[T], args: Sequence[str], default: T | None = None, description: str = "") -> T:
     """Flags as a dataclass; `--help` prints and exits.
@@ -66,11 +69,15 @@ def choose_device(name: str) -> str:
     """
     if name == "cpu":
         jax.config.update("jax_platforms", "cpu")
-    if name == "gpu" and jax.default_backend() != "gpu":
+    try:
+        platform = jax.default_backend()
+    except RuntimeError as error:  # the environment variable JAX_PLATFORMS names something that is not there
+        raise ConfigError(f"JAX finds no device to run on: {error}") from None
+    if name == "gpu" and platform != "gpu":
         raise ConfigError(
             "--device gpu: JAX sees no GPU here; install the cuda extra (`uv sync --extra cuda`) or use --device cpu"
         )
-    return jax.default_backend()
+    return platform
 
 
 @contextlib.contextmanager
@@ -81,20 +88,23 @@ def user_errors() -> Iterator[None]:
     except (ConfigError, CheckpointError, RendererUnavailable) as error:
         _fail(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+        if error.errno not in STORAGE_ERRORS:
             raise
-        _fail(
-            f"{error.strerror}: {error.filename}: free some space or choose another place; checkpoints already written are intact"
-        )
+        place = f": {error.filename}" if error.filename else ""
+        _fail(f"{error.strerror}{place}: free some space or choose another place; checkpoints already written are intact")
+    except MemoryError:
+        _fail(OUT_OF_MEMORY)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        _fail("out of memory: lower --n-envs or --n-steps, or give --microbatch-size")
+        _fail(OUT_OF_MEMORY)
+    except KeyboardInterrupt:
+        _fail("interrupted; --resume goes on from the newest checkpoint", status=130)
 
 
-def _fail(message: str) -> typing.NoReturn:
+def _fail(message: str, status: int = 2) -> typing.NoReturn:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    raise SystemExit(2)
+    raise SystemExit(status)
 
 
 def _check_choice(name: str, value: Any) -> None:
@@ -106,6 +116,7 @@ def _check_choice(name: str, value: Any) -> None:
 def _one_line(text: str) -> str:
     """The framed message of tyro as one line."""
     plain = " ".join(re.sub(r"\x1b\[[0-9;]*m|[│─╭╮╰╯]", " ", text).split())
+    plain = re.sub(r"(Perhaps you meant: --\S+).*", r"\1", plain)
     plain = re.split(r" Argument helptext:| Got errors:| For full helptext| Similar arguments:", plain)[0]
     return (
         re.sub(r"^(Parsing error|Value error|Invalid choice|Unrecognized options|Missing value) ", "", plain).strip()

@@ -301,9 +301,12 @@ def film(rollout: Rollout, config: Config, path: Path) -> None:
         with make_renderer("egl", config.task, 480, 640, None, quality="exact") as renderer:
             frames = list(renderer.render(rollout.qpos))
     best = np.maximum.accumulate(rollout.levels)
-    pictures = []
-    for step, frame in enumerate(frames):
+
+    def picture(step: int) -> np.ndarray:
+        frame = frames[step]
         view = frame_to_observation(frame, config.image_height, config.image_width, config.crop) if config.has_pixels else None
-        pictures.append(compose(frame, view, step + 1, int(rollout.levels[step]), int(best[step])))
+        return compose(frame, view, step + 1, int(rollout.levels[step]), int(best[step]))
+
     # Hold the last picture for a second, so that one can see how it ended.
-    write_mp4(path, pictures + [pictures[-1]] * 50)
+    steps = list(range(len(frames))) + [len(frames) - 1] * 50
+    write_mp4(path, map(picture, steps))

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from tensorboardX import SummaryWriter
 from tensorboardX.proto.summary_pb2 import Summary
@@ -41,15 +41,24 @@ EPISODE_TAGS = {
 
 
 class CsvFile:
-    """Appends rows to a CSV file; the first row ever decides the columns."""
+    """Appends rows to a CSV file; the first row ever decides the columns.
 
-    def __init__(self, path: Path):
+    Rows beyond `last_env_steps` are dropped from an older file: a resumed run makes them anew.
+    """
+
+    def __init__(self, path: Path, last_env_steps: int = 0):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
-        self._columns = None
-        if path.exists():
+        self._columns: list[str] | None = None
+        if path.exists() and path.stat().st_size:
             with path.open(newline="") as file:
-                self._columns = next(csv.reader(file), None)
+                header, *rows = csv.reader(file)
+            self._columns = header
+            unfinished = path.with_name(f".{path.name}.part")
+            with unfinished.open("w", newline="") as file:
+                complete = [row for row in rows if len(row) == len(header)]  # the last one may have been cut off
+                csv.writer(file).writerows([header, *(row for row in complete if int(row[0]) <= last_env_steps)])
+            unfinished.replace(path)
 
     def append(self, row: Mapping[str, Any]) -> None:
         fresh = self._columns is None
@@ -65,24 +74,25 @@ class MetricsLogger:
     """Turns metrics into TensorBoard scalars, `progress.csv`, `eval/evaluations.csv` and a progress bar."""
 
     def __init__(self, run_dir: Path, total_timesteps: int, start_timesteps: int = 0, quiet: bool = False):
-        self.console = Console(quiet=quiet, stderr=False)
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"))
-        self._progress_csv = CsvFile(run_dir / "progress.csv")
-        self._evaluations_csv = CsvFile(run_dir / "eval" / "evaluations.csv")
+        self.console = make_console(quiet)
+        # TensorBoard, too, forgets what a resumed run makes anew.
+        purge_step = start_timesteps + 1 if start_timesteps else None
+        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step)
+        self._progress_csv = CsvFile(run_dir / "progress.csv", start_timesteps)
+        self._evaluations_csv = CsvFile(run_dir / "eval" / "evaluations.csv", start_timesteps)
         self._episodes: deque[Mapping[str, float]] = deque()
-        self._start = self._last_time = time.monotonic()
-        self._last_steps = start_timesteps
+        self._start = time.monotonic()
+        self._last_time: float | None = None
+        self._last_steps = self._start_steps = start_timesteps
+        self._speed: float | None = None
         self._bar = Progress(
-            TextColumn("[bold]{task.completed:>9,.0f}[/] / {task.total:,.0f} steps"),
+            TextColumn("[bold]{task.completed:>9,.0f}[/] / {task.total:,.0f}"),
             BarColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeElapsedColumn(),
-            TextColumn("eta"),
+            TextColumn("{task.fields[status]}  eta"),
             TimeRemainingColumn(elapsed_when_finished=False),
             console=self.console,
         )
         self._task = self._bar.add_task("train", total=total_timesteps, completed=start_timesteps, status="compiling")
-        self._success: float | None = None
         self._bar.start()
 
     @property
@@ -93,10 +103,8 @@ class MetricsLogger:
     def log_update(self, env_steps: int, metrics: Mapping[str, Any]) -> dict[str, float]:
         """Record one update's metrics, given as host scalars; returns the scalars by tag."""
         values = {name: float(x) for name, x in metrics.items()}
-        now = time.monotonic()
         scalars = {tag: values[name] for name, tag in TRAIN_TAGS.items() if name in values} | self._episode_means(values)
-        scalars["time/sps"] = (env_steps - self._last_steps) / max(now - self._last_time, 1e-9)
-        self._last_steps, self._last_time = env_steps, now
+        scalars["time/sps"] = self._steps_per_second(env_steps)
         for tag, value in scalars.items():
             if np.isfinite(value):
                 self._writer.add_scalar(tag, value, env_steps)
@@ -107,7 +115,6 @@ class MetricsLogger:
 
     def log_evaluation(self, env_steps: int, report: Report, train_reward: float) -> None:
         """Record an evaluation; `train_reward` is the mean sum of training rewards over its episodes."""
-        self._success = report.success_rate
         levels = {f"eval/level_{k}": rate for k, rate in report.level_rates.items()}
         scalars = {
             "eval/mean_reward": report.mean_reward,
@@ -120,7 +127,15 @@ class MetricsLogger:
             self._writer.add_scalar(tag, value, env_steps)
         row = {tag.removeprefix("eval/"): value for tag, value in scalars.items()}
         self._evaluations_csv.append({"env_steps": env_steps, "seconds": round(self.seconds, 2)} | row)
-        self._last_time = time.monotonic()  # evaluation is not training time
+        shares = " ".join(f"{rate:4.0%}" for rate in report.level_rates.values())
+        self.console.print(
+            f"{env_steps:>9,} steps  evaluation: reward {train_reward:6.2f}  level {report.mean_max_reward:.2f}  "
+            f"reached levels 1..4: {shares}"
+        )
+
+    def stop_clock(self) -> None:
+        """Keep what comes now out of the training speed, until the next update is recorded."""
+        self._last_time = None
 
     def log_video(self, env_steps: int, tag: str, frames: list[np.ndarray]) -> None:
         """Show uint8[H, W, 3] frames as an animation in TensorBoard's images."""
@@ -132,6 +147,14 @@ class MetricsLogger:
         """Stop the bar and flush every file."""
         self._bar.stop()
         self._writer.close()
+
+    def _steps_per_second(self, env_steps: int) -> float:
+        """Of the update just recorded; after a stop of the clock the last speed known, or the mean so far."""
+        now, steps = time.monotonic(), env_steps - self._last_steps
+        if self._last_time is not None:
+            self._speed = steps / max(now - self._last_time, 1e-9)
+        self._last_steps, self._last_time = env_steps, now
+        return self._speed or (env_steps - self._start_steps) / max(now - self._start, 1e-9)
 
     def _episode_means(self, values: Mapping[str, float]) -> dict[str, float]:
         if values.get("episodes"):
@@ -146,14 +169,22 @@ class MetricsLogger:
         parts = [f"{scalars['time/sps']:,.0f} steps/s"]
         if reward is not None:
             parts += [f"reward {reward:.2f}", f"level {scalars['rollout/ep_level_mean']:.2f}"]
-        if self._success is not None:
-            parts.append(f"success {self._success:.0%}")
         self._bar.update(self._task, completed=env_steps, status="  ".join(parts))
+
+
+def make_console(quiet: bool = False) -> Console:
+    """A console as wide as the terminal; where there is none, wide enough that paths stay whole."""
+    console = Console(quiet=quiet, highlight=False)
+    if not console.is_terminal:
+        console.width = 1000
+    return console
 
 
 def summary_table(title: str, rows: Mapping[str, Any]) -> Table:
     """Two columns: a name and its value."""
     table = Table(title=title, show_header=False, title_justify="left")
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for name, value in rows.items():
         table.add_row(name, str(value))
     return table
@@ -175,7 +206,7 @@ def report_table(report: Report) -> Table:
 
 def print_report(report: Report, paths: Mapping[str, Any]) -> None:
     """Print an evaluation: a table for people on a terminal, JSON for programs."""
-    console = Console()
+    console = make_console()
     if not console.is_terminal:
         print(report.to_json())
         return

@@ -24,7 +24,22 @@ EVALUATION_SEED = 1_000_000  # evaluations during training; those after it start
 FINAL_SEED = 2_000_000
 
 # What a resumed run may be given anew; every other setting is the run's own.
-RESUMABLE = ("log_dir", "resume", "overwrite", "preset", "total_timesteps", "device")
+RESUMABLE = ("resume", "total_timesteps", "device")
+
+
+def check_directory(config: Config) -> None:
+    """Refuse, before anything is done, what `prepare_directory` would have to refuse.
+
+    Raises:
+        ConfigError: `log_dir` is a file, or holds something that must not be deleted.
+    """
+    directory = Path(config.log_dir)
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"--log-dir {directory} is a file")
+    if directory.is_dir() and any(directory.iterdir()):
+        if not config.overwrite:
+            raise ConfigError(f"--log-dir {directory} is not empty: choose another, --resume {directory}, or --overwrite")
+        _refuse_to_delete_strangers(directory)
 
 
 def prepare_directory(config: Config) -> Path:
@@ -34,26 +49,31 @@ def prepare_directory(config: Config) -> Path:
         ConfigError: it exists already, or cannot be written.
     """
     directory = Path(config.log_dir)
+    check_directory(config)
     try:
-        if directory.exists() and not directory.is_dir():
-            raise ConfigError(f"--log-dir {directory} is a file")
-        if directory.is_dir() and any(directory.iterdir()):
-            if not config.overwrite:
-                raise ConfigError(f"--log-dir {directory} is not empty: choose another, --resume {directory}, or --overwrite")
-            _refuse_to_delete_strangers(directory)
+        if directory.is_dir():
             shutil.rmtree(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        (directory / "config.json").write_text(config.to_json() + "\n")
-        (directory / "command.txt").write_text(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) + "\n")
+        directory.mkdir(parents=True)
+        _write_down(config, directory)
     except OSError as error:
-        raise ConfigError(f"cannot write --log-dir {directory}: {error.strerror}") from None
+        raise ConfigError(f"cannot write --log-dir {directory}: {error.strerror or error}") from None
     return directory
+
+
+def _write_down(config: Config, directory: Path) -> None:
+    """`config.json`, and one more line in `command.txt`."""
+    fresh = directory / ".config.json.new"
+    fresh.write_text(config.to_json() + "\n")
+    fresh.replace(directory / "config.json")
+    with (directory / "command.txt").open("a") as file:
+        file.write(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) + "\n")
 
 
 def _refuse_to_delete_strangers(directory: Path) -> None:
     """--overwrite deletes runs, not whatever a mistyped path holds."""
-    if not (directory / "config.json").exists():
-        raise ConfigError(f"--overwrite: {directory} holds no run (no config.json); delete it yourself if that is meant")
+    missing = [name for name in ("config.json", "command.txt") if not (directory / name).exists()]
+    if missing:
+        raise ConfigError(f"--overwrite: {directory} holds no run (no {missing[0]}); delete it yourself if that is meant")
 
 
 def resumed_config(directory: Path, flags: Config, given: set[str]) -> Config:
@@ -69,28 +89,32 @@ def resumed_config(directory: Path, flags: Config, given: set[str]) -> Config:
     """
     if not directory.is_dir():
         raise ConfigError(f"--resume {directory} is not a run directory")
-    saved = Config.load(directory / "config.json")
+    if checkpoints.latest_checkpoint(directory) is None:
+        raise CheckpointError(f"--resume {directory}: no complete checkpoint in its checkpoints folder")
+    saved = dataclasses.replace(Config.load(directory / "config.json"), log_dir=str(directory))
     for name in sorted(given - set(RESUMABLE)):
         old, new = getattr(saved, name), getattr(flags, name)
         if old != new:
             raise ConfigError(f"--{name.replace('_', '-')} {new} contradicts the run, which has {old}: leave the flag out")
     total = flags.total_timesteps if "total_timesteps" in given else saved.total_timesteps
-    return dataclasses.replace(saved, log_dir=str(directory), total_timesteps=max(total, saved.total_timesteps)).validate()
+    if total < saved.total_timesteps:
+        raise ConfigError(f"--total-timesteps {total} is less than the run's own {saved.total_timesteps}")
+    return dataclasses.replace(saved, total_timesteps=total, device=flags.device).validate()
 
 
 class Run:
-    """Trains, evaluates and saves; `train` does all of it."""
+    """Trains, evaluates and saves; `train` does all of it, and `close` ends it. Takes over `env`, by default that of `config`."""
 
-    def __init__(self, config: Config, directory: Path, resume: bool = False, quiet: bool = False):
+    def __init__(self, config: Config, directory: Path, resume: bool = False, quiet: bool = False, env: Env | None = None):
         self.config, self.directory = config, directory
-        self.env: Env = make_from_config(config)
+        self.env: Env = env or make_from_config(config)
         eval_env = make_from_config(config, config.eval_episodes, autoreset=False, frames=self.env.renderer)
         seeds = [EVALUATION_SEED + i for i in range(config.eval_episodes)]
         self.evaluator = EngineEvaluator(config, seeds, eval_env)
         self.train_step = training.make_train_step(config, self.env)
         self.writer = CheckpointWriter(directory / "checkpoints")
         self.state: RunState = training.init_run(config, self.env)
-        self.best_score = -1.0
+        self.best_score = self.last_score = -1.0
         if resume:
             self._restore()
         self.logger = MetricsLogger(directory, config.total_timesteps, self.env_steps, quiet)
@@ -130,13 +154,13 @@ class Run:
             self._log(*pending)
         checkpoints.save_model(self.directory / "final_model", self.policy)
         plots.learning_curve(self.directory)
-        self.writer.close()
 
     def close(self) -> None:
-        """Release the renderer and flush the records."""
+        """Release the renderer, flush the records and wait for the checkpoints under way."""
         self.logger.close()
         if self.env.renderer is not None:
             self.env.renderer.close()
+        self.writer.close()
 
     def _log(self, env_steps: int, metrics: Any) -> None:
         self.logger.log_update(env_steps, jax.device_get(metrics))
@@ -155,18 +179,20 @@ class Run:
             self.best_score = self.last_score
             checkpoints.save_model(self.directory / "best_model", policy)
         plots.learning_curve(self.directory)
+        self.logger.stop_clock()
 
     def _save(self, env_steps: int) -> None:
         policy = {"params": self.state.params, "stats": self.state.stats}
-        rest = {"state": self.state._replace(params=None, stats={}), "best_score": np.float64(self.best_score)}
+        rest = {"state": self.state._replace(params=None, stats={}), "scores": np.array([self.best_score, self.last_score])}
         self.writer.save(env_steps, self.config, policy, rest, self.last_score)
+        self.logger.stop_clock()
 
     def _restore(self) -> None:
         policy = {"params": self.state.params, "stats": self.state.stats}
-        rest = {"state": self.state._replace(params=None, stats={}), "best_score": np.float64(0)}
+        rest = {"state": self.state._replace(params=None, stats={}), "scores": np.zeros(2)}
         _, policy, rest = self.writer.restore(None, policy, rest)
         self.state = rest["state"]._replace(params=policy["params"], stats=policy["stats"])
-        self.best_score = self.last_score = float(rest["best_score"])
+        self.best_score, self.last_score = map(float, rest["scores"])
 
     def _print_start(self) -> None:
         config, device = self.config, jax.devices()[0]
@@ -191,16 +217,23 @@ def final_evaluation(config: Config, directory: Path, logger: MetricsLogger) -> 
             status.update(f"judging best_model in gym_aloha: seed {rollout.seed} reached level {rollout.levels.max()}")
 
         report = evaluation.evaluate(policy, "gym_aloha", config.final_eval_episodes, FINAL_SEED, video=video, on_episode=show)
-    (directory / "eval" / "report.json").write_text(report.to_json() + "\n")
+    report.write(directory / "eval" / "report.json")
     return report, video
 
 
 def execute(config: Config, resume: bool = False) -> Path:
     """Train as configured, judge the result and print where everything is; returns the run directory."""
-    directory = Path(config.log_dir) if resume else prepare_directory(config)
-    if resume and checkpoints.latest_checkpoint(directory) is None:
-        raise CheckpointError(f"--resume {directory}: no complete checkpoint in its checkpoints folder")
-    run = Run(config, directory, resume)
+    if not resume:
+        check_directory(config)
+    if config.final_eval_episodes:
+        evaluation.require_judge()
+    env = make_from_config(config)  # what is missing here shows before anything is deleted or written
+    directory = Path(config.log_dir)
+    if resume:
+        _write_down(config, directory)
+    else:
+        prepare_directory(config)
+    run = Run(config, directory, resume, env=env)
     try:
         run.train()
         seconds = run.logger.seconds

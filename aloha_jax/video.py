@@ -1,10 +1,14 @@
 """Rollout videos: what the camera saw, what the policy saw, and what the task said. The only file that knows imageio."""
 
+import contextlib
+import errno
 import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-import imageio.v3 as iio
+import imageio.v2 as iio
+import imageio_ffmpeg  # type: ignore[import-untyped]
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -41,14 +45,31 @@ def compose(frame: np.ndarray, view: np.ndarray | None, step: int, level: int, b
 
 
 def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: int = FPS) -> None:
-    """Encode uint8[H, W, 3] frames as H.264; the file appears under its name once it is complete."""
+    """Encode uint8[H, W, 3] frames as H.264, one at a time; the file appears under its name once it is complete.
+
+    Raises:
+        OSError: the disk is full.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = path.with_name(f".{path.name}.part.mp4")
     try:
-        iio.imwrite(unfinished, list(frames), plugin="FFMPEG", fps=fps, codec="libx264", quality=7, macro_block_size=16)
+        options: Any = {"format": "FFMPEG", "fps": fps, "codec": "libx264", "quality": 7, "macro_block_size": 16}
+        options["ffmpeg_log_level"] = "quiet"
+        with contextlib.closing(iio.get_writer(unfinished, **options)) as writer:  # its own `with` closes only after success
+            for frame in frames:
+                writer.append_data(frame)
+        _check(unfinished, path)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def _check(video: Path, name: Path) -> None:
+    """Ffmpeg fails without a word where imageio starts it: an mp4 that was cut short has no index, and cannot be read."""
+    try:
+        imageio_ffmpeg.count_frames_and_secs(str(video))
+    except RuntimeError:
+        raise OSError(errno.ENOSPC, "The video could not be written to its end; is the disk full?", str(name)) from None
 
 
 def gif_bytes(frames: Sequence[np.ndarray], fps: int = 25) -> bytes:

@@ -1,0 +1,225 @@
+"""Whatever a user can get wrong on the two command lines ends with status 2 and a line that says what is wrong."""
+
+import dataclasses
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import pytest
+
+import eval as eval_command
+import train
+from aloha_jax import cli, run
+from aloha_jax.checkpoints import save_model
+from aloha_jax.config import PRESETS, ConfigError
+from aloha_jax.policy import Policy, init_params, init_stats
+
+ROOT = Path(__file__).parents[1]
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Refused:
+    """Runs a command line in an empty folder; the line on stderr of one that ends with status 2 and leaves nothing behind."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(main: Callable[[list[str]], None], *args: str) -> str:
+        before = set(tmp_path.rglob("*"))
+        with pytest.raises(SystemExit) as end, cli.user_errors():
+            main(list(args))
+        captured = capsys.readouterr()
+        assert end.value.code == 2
+        assert captured.out == ""
+        assert len(captured.err.splitlines()) == 1
+        assert len(captured.err) < 400
+        assert captured.err.startswith("error: ")
+        assert set(tmp_path.rglob("*")) == before
+        return captured.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ("--colour red", "--colour"),
+        ("--learning-rat 0.1", "--learning-rat"),
+        ("--n-envs many", "--n-envs"),
+        ("--n-envs 1.5", "--n-envs"),
+        ("--learning-rate fast", "--learning-rate"),
+        ("--gamma", "--gamma"),
+        ("--task weeding", "--task"),
+        ("--obs smell", "--obs"),
+        ("--crop 1 2 3", "--crop"),
+        ("--conv 8 4", "--conv"),
+        ("stray", "stray"),
+        ("--preset huge", "--preset"),
+        ("--preset=huge", "--preset"),
+        ("--device tpu", "--device"),
+        ("--n-envs 6 --n-steps 7 --batch-size 8", "--n-envs 6 x --n-steps 7 = 42"),
+        ("--image-height 0 --image-width 0", "--image-height"),
+        ("--image-width 1000", "--image-width"),
+        ("--image-height 20 --image-width 20 --conv 32 8 4 64 4 2 64 3 1", "20x20 picture"),
+        ("--crop 400 0 100 100", "--crop"),
+        ("--total-timesteps 0", "--total-timesteps"),
+        ("--seed -1", "--seed"),
+        ("--engine mjx", "--engine"),
+        ("--engine mjx --impl warp", "--engine"),
+        ("--renderer warp", "--renderer"),
+        ("--resume missing", "--resume missing"),
+    ],
+)
+def test_train_refuses(refused: Refused, monkeypatch: pytest.MonkeyPatch, args: str, says: str) -> None:
+    monkeypatch.setattr(run, "execute", pytest.fail)
+    assert says in refused(train.main, *args.split())
+
+
+@pytest.mark.skipif(jax.default_backend() == "gpu", reason="there is a GPU")
+def test_train_refuses_a_gpu_that_is_not_there(refused: Refused) -> None:
+    assert "--device gpu" in refused(train.main, "--device", "gpu")
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ("", "--model-path"),
+        ("--model-path", "--model-path"),
+        ("--model-path missing", "--model-path missing does not exist"),
+        ("--model-path .", "holds no model"),
+        (f"--model-path {__file__}", "holds no model"),
+        ("--model-path . --n-episodes 0", "--n-episodes"),
+        ("--model-path . --n-episodes ten", "--n-episodes"),
+        ("--model-path . --seed -1", "--seed"),
+        ("--model-path . --seed 4294967290", "--seed"),  # the tenth episode's is beyond 2^32
+        ("--model-path . --sim mjx", "--sim"),
+        ("--model-path . --sim gazebo", "--sim"),
+        ("--model-path . --json missing/report.json", "--json missing/report.json"),
+        ("--model-path . --json .", "--json"),
+        ("--model-path . --video-path missing/film.mp4", "--video-path missing/film.mp4"),
+        ("--model-path . --films", "--films"),
+    ],
+)
+def test_eval_refuses(refused: Refused, args: str, says: str) -> None:
+    assert says in refused(eval_command.main, *args.split())
+
+
+@pytest.mark.parametrize("main", [train.main, eval_command.main])
+def test_help_is_no_error(main: Callable[[list[str]], None], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end, cli.user_errors():
+        main(["--help"])
+    captured = capsys.readouterr()
+    assert end.value.code == 0
+    assert "--seed" in captured.out
+    assert captured.err == ""
+
+
+@pytest.mark.parametrize(
+    ("script", "args", "platform", "says"),
+    [
+        ("eval.py", ["--model-path", "missing"], "cpu", "--model-path missing does not exist"),
+        ("train.py", [], "typewriter", "typewriter"),  # JAX chooses its platform once per process
+    ],
+)
+def test_the_scripts_themselves_end_with_status_2(tmp_path: Path, script: str, args: list[str], platform: str, says: str) -> None:
+    command, env = [sys.executable, str(ROOT / script), *args], os.environ | {"JAX_PLATFORMS": platform}
+    end = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=env)
+    assert (end.returncode, end.stdout) == (2, "")
+    assert end.stderr.startswith("error: ")
+    assert len(end.stderr.splitlines()) == 1
+    assert says in end.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS])
+def test_a_storage_error_names_the_file(capsys: pytest.CaptureFixture[str], number: int) -> None:
+    with pytest.raises(SystemExit) as end, cli.user_errors():
+        raise OSError(number, os.strerror(number), "/run/checkpoints/64")
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert len(error.splitlines()) == 1
+    assert os.strerror(number) in error
+    assert "/run/checkpoints/64" in error
+
+
+@pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of\nmemory")])
+def test_out_of_memory_says_what_to_lower(capsys: pytest.CaptureFixture[str], error: Exception) -> None:
+    with pytest.raises(SystemExit) as end, cli.user_errors():
+        raise error
+    assert end.value.code == 2
+    assert "--n-envs" in capsys.readouterr().err
+
+
+def test_an_interruption_has_the_shells_status(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end, cli.user_errors():
+        raise KeyboardInterrupt
+    assert end.value.code == 130
+    assert "--resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), ValueError("bug"), jax.errors.JaxRuntimeError("INTERNAL: bug")])
+def test_a_bug_keeps_its_traceback(error: Exception) -> None:
+    with pytest.raises(type(error)), cli.user_errors():
+        raise error
+
+
+def test_flags_override_the_preset() -> None:
+    config, given = cli.parse_config(["--preset", "smoke", "--n-envs", "8", "--no-normalize-obs", "--crop", "None"])
+    smoke = PRESETS["smoke"]
+    assert (config.n_envs, config.normalize_obs, config.crop) == (8, False, None)
+    assert (config.n_steps, config.features_dim) == (smoke.n_steps, smoke.features_dim)
+    assert given == {"preset", "n_envs", "normalize_obs", "crop"}
+
+
+def test_auto_chooses_the_preset_of_the_machine() -> None:
+    config, given = cli.parse_config([])
+    assert config == PRESETS[jax.default_backend()]
+    assert given == set()
+
+
+def test_flags_of_the_guide_keep_their_names() -> None:
+    args = (
+        "--total-timesteps 640 --log-dir x --learning-rate 1e-3 --n-envs 2 --n-steps 8 --batch-size 4 --n-epochs 3 "
+        "--ent-coef 0.1 --gamma 0.9 --checkpoint-freq 7 --features-dim 9 --device cpu --seed 5"
+    )
+    config, _ = cli.parse_config(args.split())
+    assert (config.total_timesteps, config.log_dir, config.learning_rate, config.n_envs) == (640, "x", 1e-3, 2)
+    assert (config.n_steps, config.batch_size, config.n_epochs, config.ent_coef, config.gamma) == (8, 4, 3, 0.1, 0.9)
+    assert (config.checkpoint_freq, config.features_dim, config.device, config.seed) == (7, 9, "cpu", 5)
+
+
+def test_a_default_and_a_flag_agree_on_types() -> None:
+    """What the command line makes can be written down and read again: no lists where tuples belong."""
+    args = "--preset smoke --conv 8 4 2 16 3 1 --hidden-sizes 5 6 --crop 0 0 100 100"
+    config, _ = cli.parse_config(args.split())
+    assert (config.conv, config.hidden_sizes, config.crop) == (((8, 4, 2), (16, 3, 1)), (5, 6), (0, 0, 100, 100))
+    assert type(config).from_json(config.to_json()) == config
+
+
+def test_parse_raises_before_anything_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ConfigError):
+        cli.parse(eval_command.Flags, ["--model-path"])
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    config = dataclasses.replace(PRESETS["smoke"], obs="state", episode_length=3)
+    save_model(tmp_path / "model", Policy(config, init_params(config, jax.random.key(0)), init_stats(config)))
+    return tmp_path / "model"
+
+
+def test_eval_without_opengl(model: Path, refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "4711")
+    assert "OpenGL" in refused(eval_command.main, "--model-path", str(model), "--json", str(model.parent / "report.json"))
+
+
+def test_eval_of_a_model_whose_video_has_no_place(model: Path, refused: Refused) -> None:
+    (model / "videos").write_text("a file where a folder should be")
+    error = refused(eval_command.main, "--model-path", str(model), "--sim", "c", "--n-episodes", "1", "--save-video")
+    assert str(model / "videos") in error

@@ -1,0 +1,256 @@
+"""The judge: counts by hand, known intervals, gym_aloha's own physics, and `eval.py` as a stranger would use it."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, cast
+
+import imageio.v3 as iio
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from gym_aloha.constants import START_ARM_POSE, normalize_puppet_gripper_position
+from gym_aloha.utils import sample_insertion_pose
+
+from aloha_jax import evaluation, expert, scene
+from aloha_jax.actions import DELTA_SCALE
+from aloha_jax.config import PRESETS, Config
+from aloha_jax.env import make_from_config
+from aloha_jax.evaluation import Rollout, evaluate, summarize, wilson_interval
+from aloha_jax.policy import Policy, init_params, init_stats
+from tests.small_run import PIXELS, STATE, small_run
+
+ROOT = Path(__file__).parents[1]
+SMALL = dataclasses.replace(PRESETS["smoke"], obs="state", episode_length=15)
+
+# --- Counting
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials", "low", "high"),
+    [
+        # R's prop.test(x, n, correct = FALSE)$conf.int, to four places
+        (0, 10, 0.0, 0.2775),
+        (5, 10, 0.2366, 0.7634),
+        (10, 10, 0.7225, 1.0),
+        (1, 1, 0.2065, 1.0),
+        (15, 50, 0.1910, 0.4375),
+        (81, 263, 0.2553, 0.3662),  # Newcombe (1998), table I
+    ],
+)
+def test_wilson_interval(successes: int, trials: int, low: float, high: float) -> None:
+    assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=6e-5)
+
+
+def rollout(seed: int, levels: list[int]) -> Rollout:
+    return Rollout(seed, np.array(levels), np.zeros((len(levels), 30)))
+
+
+def test_a_report_by_hand() -> None:
+    report = summarize([rollout(7, [0, 1, 2, 4]), rollout(8, [0, 0, 1, 0, 3]), rollout(9, [0, 0, 0])], "c")
+    assert report.simulator == "c"
+    assert report.n_episodes == 3
+    assert report.success_rate == pytest.approx(1 / 3)
+    assert report.success_interval == wilson_interval(1, 3)
+    assert report.mean_return == report.mean_reward == pytest.approx((7 + 4 + 0) / 3)
+    assert report.mean_max_reward == pytest.approx((4 + 3 + 0) / 3)
+    assert report.mean_length == 4.0
+    assert report.level_rates == pytest.approx({"1": 2 / 3, "2": 2 / 3, "3": 2 / 3, "4": 1 / 3})
+    assert report.episodes == [
+        {"seed": 7, "return": 7, "max_level": 4, "levels": {"1": 2, "2": 3, "3": 4, "4": 4}, "length": 4},
+        {"seed": 8, "return": 4, "max_level": 3, "levels": {"1": 3, "2": 5, "3": 5}, "length": 5},
+        {"seed": 9, "return": 0, "max_level": 0, "levels": {}, "length": 3},
+    ]
+
+
+def test_a_report_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.json"
+    summarize([rollout(0, [4])], "c").write(path)
+    before = path.read_text()
+    assert json.loads(before)["success_rate"] == 1.0
+    monkeypatch.setattr(evaluation.Report, "to_json", lambda self: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        summarize([rollout(0, [0])], "c").write(path)
+    assert path.read_text() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+# --- In our engine
+
+
+@pytest.fixture(scope="module")
+def policy() -> Policy:
+    """One that moves: its mean action would be all but zero as it is initialised."""
+    params = init_params(SMALL, jax.random.key(0))
+    return Policy(SMALL, jax.tree.map(lambda x: 3.0 * x, params), init_stats(SMALL))
+
+
+def rollouts_of(policy: Any, simulator: str, n: int, seed: int, **options: Any) -> list[Rollout]:
+    rollouts: list[Rollout] = []
+    report = evaluate(policy, simulator, n, seed, on_episode=rollouts.append, **options)
+    assert report.episodes == summarize(rollouts, simulator).episodes
+    assert [r.seed for r in rollouts] == list(range(seed, seed + n))
+    return rollouts
+
+
+@pytest.fixture(scope="module")
+def several(policy: Policy) -> list[Rollout]:
+    return rollouts_of(policy, "c", 3, seed=5)
+
+
+def test_the_same_seed_gives_the_same_episode_alone_or_among_others(policy: Policy, several: list[Rollout]) -> None:
+    alone, again = rollouts_of(policy, "c", 1, seed=6), rollouts_of(policy, "c", 3, seed=5)
+    for a, b in zip(several, again, strict=True):
+        np.testing.assert_array_equal(a.qpos, b.qpos)
+        np.testing.assert_array_equal(a.levels, b.levels)
+    # Not to the bit: a matrix product may sum in another order for another batch.
+    np.testing.assert_allclose(several[1].qpos, alone[0].qpos, atol=1e-4)
+    assert np.abs(several[0].qpos - several[1].qpos).max() > 1e-2
+
+
+def test_sampled_actions_follow_the_seed(policy: Policy, several: list[Rollout]) -> None:
+    sample, again = (rollouts_of(policy, "c", 3, seed=5, stochastic=True) for _ in range(2))
+    for a, b, mean in zip(sample, again, several, strict=True):
+        np.testing.assert_array_equal(a.qpos, b.qpos)
+        assert np.abs(a.qpos - mean.qpos).max() > 1e-2
+
+
+def assert_starts_where_gym_aloha_does(rollouts: list[Rollout]) -> None:
+    for rollout in rollouts:
+        peg, socket = sample_insertion_pose(rollout.seed)
+        np.testing.assert_allclose(rollout.qpos[0, scene.PEG_QPOS][:2], peg[:2], atol=1e-3)
+        np.testing.assert_allclose(rollout.qpos[0, scene.SOCKET_QPOS][:2], socket[:2], atol=1e-3)
+
+
+def test_episode_i_starts_from_seed_plus_i(several: list[Rollout]) -> None:
+    assert_starts_where_gym_aloha_does(several)
+
+
+# --- In gym_aloha
+
+
+class Demonstrator:
+    """Stands in for a policy: plays the expert's plan for one start after another, whatever it observes."""
+
+    def __init__(self, seed: int, config: Config) -> None:
+        self.config = config
+        self.start(seed)
+
+    def start(self, seed: int) -> None:
+        plan = expert.plan(*sample_insertion_pose(seed))
+        if self.config.action == "delta":
+            arm = np.array(START_ARM_POSE)
+            grippers = [normalize_puppet_gripper_position(arm[i]) for i in (6, 14)]
+            home = np.concatenate([arm[:6], grippers[:1], arm[8:14], grippers[1:]])
+            plan = np.diff(plan, axis=0, prepend=home[None]) / np.array(DELTA_SCALE)
+        self.actions = plan.astype(np.float32)
+        self._plan = iter(self.actions)
+
+    def act(self, obs: Any, key: Any = None) -> jax.Array:
+        return jnp.asarray(next(self._plan))[None]
+
+
+STATE_ABSOLUTE = dataclasses.replace(PRESETS["smoke"], obs="state", action="absolute", episode_length=300)
+
+
+def test_the_experts_insertions_are_counted_as_successes() -> None:
+    demonstrator, rollouts = Demonstrator(20, STATE_ABSOLUTE), []
+
+    def next_start(rollout: Rollout) -> None:
+        rollouts.append(rollout)
+        if len(rollouts) == 1:  # the third episode gets the second's plan, and fails
+            demonstrator.start(rollout.seed + 1)
+        else:
+            demonstrator.start(rollout.seed)
+
+    report = evaluate(cast(Policy, demonstrator), "gym_aloha", 3, seed=20, on_episode=next_start)
+    assert [episode["max_level"] == 4 for episode in report.episodes] == [True, True, False]
+    assert report.success_rate == pytest.approx(2 / 3)
+    assert set(report.episodes[0]["levels"]) == {"1", "2", "3", "4"}
+    assert report.episodes[0]["length"] == report.episodes[0]["levels"]["4"] < 300
+    assert report.episodes[2]["length"] == 300
+    assert_starts_where_gym_aloha_does(rollouts)
+
+
+class Witness(Demonstrator):
+    """Remembers what it saw."""
+
+    def __init__(self, seed: int, config: Config) -> None:
+        super().__init__(seed, config)
+        self.seen: list[np.ndarray] = []
+
+    def act(self, obs: Any, key: Any = None) -> jax.Array:
+        self.seen.append(np.asarray(obs[0]))
+        return super().act(obs, key)
+
+
+def test_delta_actions_and_observations_mean_the_same_in_gym_aloha_and_in_our_environment() -> None:
+    config = dataclasses.replace(STATE_ABSOLUTE, action="delta", physics="exact", reward="sparse")
+    witness = Witness(3, config)
+    [judged] = evaluation.gym_aloha_episodes(cast(Policy, witness), [3], stochastic=False)
+
+    env = make_from_config(config, 1, autoreset=False)
+    state, step = env.reset_from(env.task.start_from_seed(3)[None]), jax.jit(env.step)
+    seen, qpos, levels = [], [], []
+    for action in witness.actions[: len(judged.levels)]:
+        seen.append(np.asarray(state.privileged[0]))
+        state = step(state, action[None])
+        qpos.append(np.asarray(state.qpos[0]))
+        levels.append(int(state.level[0]))
+    free = slice(0, 80)  # before the first grasp nothing amplifies the rounding of targets
+    np.testing.assert_allclose(np.array(qpos)[free], judged.qpos[free], atol=1e-4)
+    np.testing.assert_allclose(np.array(seen)[free], np.array(witness.seen)[free], atol=2e-3)
+    assert np.abs(judged.qpos[79] - judged.qpos[0]).max() > 0.3
+    np.testing.assert_array_equal(levels, judged.levels)
+    assert max(levels) >= 2
+
+
+# --- eval.py
+
+
+def run_eval(cwd: Path, *args: str) -> dict[str, Any]:
+    """The JSON that `eval.py` prints in a process of its own."""
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    end = subprocess.run([sys.executable, str(ROOT / "eval.py"), *args], cwd=cwd, capture_output=True, text=True, env=env)
+    assert end.returncode == 0, end.stderr
+    return cast(dict[str, Any], json.loads(end.stdout))
+
+
+KEYS = {
+    *("simulator", "n_episodes", "success_rate", "success_interval", "mean_reward", "mean_return", "mean_max_reward"),
+    *("mean_length", "level_rates", "episodes"),
+}
+
+
+def test_eval_needs_the_model_and_nothing_else(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    model = small_run(tmp_path_factory, STATE).directory / "checkpoints" / "128"
+    args = ("--model-path", str(model), "--sim", "c", "--n-episodes", "2", "--seed", "9", "--json", "report.json")
+    report = run_eval(tmp_path, *args)
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    assert set(report) == KEYS
+    assert (report["n_episodes"], report["mean_length"]) == (2, 20.0)
+    assert set(report["level_rates"]) == {"1", "2", "3", "4"}
+    assert [episode["seed"] for episode in report["episodes"]] == [9, 10]
+    assert all(set(episode) == {"seed", "return", "max_level", "levels", "length"} for episode in report["episodes"])
+
+
+@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # imageio's reader
+def test_eval_films_gym_aloha(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    """The whole way: a policy of pixels in the original environment, and its video."""
+    run = small_run(tmp_path_factory, PIXELS).directory
+    film = tmp_path / "film.mp4"
+    report = run_eval(tmp_path, "--model-path", str(run), "--n-episodes", "1", "--seed", "4", "--video-path", str(film))
+    assert report["simulator"] == "gym_aloha"
+    assert report["episodes"][0]["length"] == 300
+    properties = iio.improps(film, plugin="FFMPEG")
+    assert properties.shape[1:] == (480, 880, 3)
+    frames = iio.imread(film, plugin="FFMPEG")
+    assert len(frames) == 300 + 50
+    step_text = frames[:, 8:36, 10:120]
+    assert np.abs(step_text[0].astype(int) - step_text[200]).max() > 100
+    np.testing.assert_allclose(step_text[310], step_text[340], atol=40)  # the last picture is held
+    assert [path.name for path in tmp_path.iterdir()] == ["film.mp4"]

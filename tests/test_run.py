@@ -1,0 +1,245 @@
+"""A whole run, as `train.py` does it: what it leaves behind, how it goes on, and what it must not lose."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import pytest
+
+import train
+from aloha_jax import checkpoints, cli, evaluation, run, training
+from aloha_jax.config import Config
+from aloha_jax.metrics import MetricsLogger
+from tests.small_run import FLAGS, PIXELS, STATE, keep_train_steps, small_run
+
+
+@pytest.fixture(scope="module")
+def state_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return small_run(tmp_path_factory, STATE).directory
+
+
+@pytest.fixture(scope="module")
+def console(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return small_run(tmp_path_factory, STATE).printed
+
+
+@pytest.fixture
+def resumable(state_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(state_run, tmp_path / "run"))
+
+
+def test_a_run_leaves_what_is_promised_and_nothing_else(state_run: Path) -> None:
+    left = {str(path.relative_to(state_run)) for path in state_run.iterdir()} | {
+        str(path.relative_to(state_run)) for folder in ("eval", "checkpoints") for path in (state_run / folder).iterdir()
+    }
+    assert left == {
+        *("config.json", "command.txt", "progress.csv", "learning_curve.png", "tensorboard"),
+        *("best_model", "final_model", "checkpoints", "checkpoints/64", "checkpoints/128", "checkpoints/192"),
+        *("eval", "eval/evaluations.csv"),
+    }
+    config = Config.load(state_run / "config.json")
+    assert (config.log_dir, config.obs, config.total_timesteps) == (str(state_run), "state", 192)
+    assert len((state_run / "command.txt").read_text().splitlines()) == 1
+
+
+def test_a_run_of_pixels_leaves_the_same(tmp_path_factory: pytest.TempPathFactory) -> None:
+    directory = small_run(tmp_path_factory, PIXELS).directory
+    assert {p.name for p in (directory / "checkpoints").iterdir()} == {"64", "128"}
+    assert Config.load(directory / "config.json").privileged_critic
+
+
+def test_the_console_tells_what_is_trained_how_it_goes_and_where_it_is(state_run: Path, console: str) -> None:
+    parameters = sum(x.size for x in jax.tree.leaves(checkpoints.load_policy(state_run).params))
+    assert f"{parameters:,} parameters" in console
+    assert "192 / 192" in console
+    assert console.count("evaluation: reward") == 4  # at 0, 64, 128 and 192 steps
+    for name in ("best_model", "final_model", "learning_curve.png", "tensorboard"):
+        assert str(state_run / name) in console
+    assert f"eval.py --model-path {state_run / 'best_model'}" in console
+
+
+@pytest.mark.parametrize("flags", [STATE, PIXELS])
+def test_the_train_step_is_compiled_once(tmp_path_factory: pytest.TempPathFactory, flags: tuple[str, ...]) -> None:
+    assert small_run(tmp_path_factory, flags).compilations == 1
+
+
+def test_a_run_that_lost_its_last_checkpoint_goes_on_from_the_one_before(
+    resumable: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.rmtree(resumable / "checkpoints" / "192")
+    (resumable / "checkpoints" / "999.orbax-checkpoint-tmp-1").mkdir()  # what a killed process leaves
+    assert checkpoints.latest_checkpoint(resumable) == resumable / "checkpoints" / "128"
+    begun_at = []
+    monkeypatch.setattr(run.Run, "_print_start", lambda self: begun_at.append((self.env_steps, self.best_score)))
+    steps = keep_train_steps(monkeypatch)
+    args = ["--resume", str(resumable), "--device", "cpu", "--total-timesteps", "256"]
+    train.main(args)
+
+    [(env_steps, best_score)] = begun_at
+    assert env_steps == 128
+    assert best_score > -1  # that of the evaluations so far, not of none
+    assert steps[0]._cache_size() == 1
+    assert {path.name for path in (resumable / "checkpoints").iterdir() if path.name.isdigit()} >= {"128", "192", "256"}
+    for model in ("", "final_model"):
+        assert Config.load(resumable / model / "config.json").total_timesteps == 256
+    assert len((resumable / "command.txt").read_text().splitlines()) == 2
+    for file, first in (("progress.csv", 64), ("eval/evaluations.csv", 0)):
+        lines = (resumable / file).read_text().splitlines()[1:]
+        assert [int(line.split(",")[0]) for line in lines] == list(range(first, 257, 64)), file
+
+
+def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    """The one or two lines on stderr of a `train.py` that ends with status 2."""
+    with pytest.raises(SystemExit) as end, cli.user_errors():
+        train.main(list(args))
+    error = capsys.readouterr().err
+    assert end.value.code == 2
+    assert 1 <= len(error.splitlines()) <= 2
+    assert "Traceback" not in error
+    return error
+
+
+@pytest.mark.parametrize(
+    ("flags", "names"),
+    [
+        (("--obs", "pixels"), "--obs"),
+        (("--learning-rate", "0.1"), "--learning-rate"),
+        (("--no-normalize-obs",), "--normalize-obs"),
+        (("--log-dir", "elsewhere"), "--log-dir"),
+        (("--overwrite",), "--overwrite"),
+        (("--preset", "guide"), "--preset"),
+        (("--total-timesteps", "64"), "--total-timesteps"),
+    ],
+)
+def test_a_flag_that_contradicts_the_resumed_run_is_refused(
+    state_run: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], names: str
+) -> None:
+    before = snapshot(state_run)
+    assert names in refused(capsys, "--resume", str(state_run), *flags)
+    assert snapshot(state_run) == before
+
+
+def test_a_flag_that_agrees_with_the_resumed_run_is_accepted(state_run: Path) -> None:
+    config, given = cli.parse_config(["--resume", str(state_run), "--obs", "state", "--preset", "smoke"])
+    assert run.resumed_config(state_run, config, given) == dataclasses.replace(
+        Config.load(state_run / "config.json"), device="auto"
+    )
+
+
+def test_nothing_to_resume(tmp_path: Path, state_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = tmp_path / "missing"
+    assert str(missing) in refused(capsys, "--resume", str(missing))
+    (tmp_path / "run").mkdir()
+    shutil.copy(state_run / "config.json", tmp_path / "run")
+    assert "no complete checkpoint" in refused(capsys, "--resume", str(tmp_path / "run"))
+
+
+def test_a_damaged_checkpoint_to_resume(resumable: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    damage(resumable / "checkpoints" / "192" / "run")
+    before = snapshot(resumable / "best_model")
+    assert str(resumable / "checkpoints" / "192") in refused(capsys, "--resume", str(resumable), "--total-timesteps", "256")
+    assert snapshot(resumable / "best_model") == before
+
+
+def test_log_dir_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    assert f"--log-dir {file}" in refused(capsys, *FLAGS, *STATE, "--log-dir", str(file), "--overwrite")
+    assert file.read_text() == "mine"
+    below = file / "run"
+    assert f"--log-dir {below}" in refused(capsys, *FLAGS, *STATE, "--log-dir", str(below))
+
+
+def test_log_dir_in_use(state_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = snapshot(state_run)
+    error = refused(capsys, *FLAGS, *STATE, "--log-dir", str(state_run))
+    assert "--resume" in error
+    assert "--overwrite" in error
+    assert snapshot(state_run) == before
+
+
+def test_overwrite_deletes_only_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "config.json").write_text("of another program")
+    (tmp_path / "thesis.tex").write_text("ten years of work")
+    assert "--overwrite" in refused(capsys, *FLAGS, *STATE, "--log-dir", str(tmp_path), "--overwrite")
+    assert (tmp_path / "thesis.tex").exists()
+
+
+def test_overwrite_starts_afresh(tmp_path: Path) -> None:
+    config = Config(log_dir=str(tmp_path / "run"), overwrite=True)
+    run.prepare_directory(config)
+    (tmp_path / "run" / "best_model").mkdir()
+    run.prepare_directory(config)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "command.txt"}
+
+
+def test_log_dir_that_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> None:
+    """/proc takes no folders, not even root's."""
+    if not Path("/proc/self").exists():
+        pytest.skip("no /proc")
+    assert "cannot write --log-dir /proc/aloha" in refused(capsys, *FLAGS, *STATE, "--log-dir", "/proc/aloha")
+
+
+@pytest.mark.parametrize("flags", [("--obs", "pixels"), ("--obs", "state", "--final-eval-episodes", "1")])
+def test_without_opengl_nothing_is_begun_and_nothing_deleted(
+    resumable: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("MUJOCO_GL", "egl")
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "4711")
+    before = snapshot(resumable)
+    for directory in (resumable, tmp_path / "new"):
+        assert "OpenGL" in refused(capsys, *FLAGS, *flags, "--log-dir", str(directory), "--overwrite")
+    assert snapshot(resumable) == before
+    assert not (tmp_path / "new").exists()
+
+
+def test_out_of_memory(resumable: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(state: training.RunState) -> Any:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 68719476736 bytes.\nBufferAssignment: ...")
+
+    monkeypatch.setattr(training, "make_train_step", lambda *args: exhausted)
+    before = {name: snapshot(resumable / name) for name in ("checkpoints", "best_model", "final_model")}
+    error = refused(capsys, "--resume", str(resumable), "--total-timesteps", "256")
+    assert "--n-envs" in error
+    assert {name: snapshot(resumable / name) for name in before} == before
+
+
+def test_a_bug_keeps_its_traceback() -> None:
+    with pytest.raises(jax.errors.JaxRuntimeError), cli.user_errors():
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+    with pytest.raises(OSError, match="device on fire"), cli.user_errors():
+        raise OSError(5, "device on fire")
+
+
+def snapshot(directory: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(directory)): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+def damage(directory: Path) -> None:
+    """Cut every array file in half."""
+    for file in directory.rglob("d/*"):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def test_the_final_report_is_written(state_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With our engine in gym_aloha's place, which tests/test_evaluation.py looks after."""
+    judge = evaluation.evaluate
+    seeds = []
+
+    def in_c(policy: Any, simulator: str, n_episodes: int, seed: int, **rest: Any) -> Any:
+        assert simulator == "gym_aloha"
+        seeds.append(seed)
+        return judge(policy, "c", n_episodes, seed, on_episode=rest["on_episode"])
+
+    monkeypatch.setattr(evaluation, "evaluate", in_c)
+    directory = Path(shutil.copytree(state_run, tmp_path / "run"))
+    config = dataclasses.replace(Config.load(directory / "config.json"), final_eval_episodes=2, final_video=False)
+    logger = MetricsLogger(directory, 192, 192, quiet=True)
+    report, video = run.final_evaluation(config, directory, logger)
+    logger.close()
+    assert video is None
+    assert seeds == [run.FINAL_SEED]
+    assert json.loads((directory / "eval" / "report.json").read_text())["n_episodes"] == report.n_episodes == 2
