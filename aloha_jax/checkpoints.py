@@ -5,6 +5,7 @@ Every model directory holds `config.json` and a `policy` item (parameters and ob
 """
 
 import errno
+import inspect
 import logging
 import os
 import shutil
@@ -186,7 +187,7 @@ class _Readable:
 
     def _unraisable(self, unraisable: Any) -> None:
         """After the first array that cannot be read, Orbax abandons the others, which complain as they arrive, even later."""
-        if "Event loop is closed" not in str(unraisable.exc_value):
+        if not inspect.iscoroutine(unraisable.object) and "Event loop is closed" not in str(unraisable.exc_value):
             self._hook(unraisable)
 
 
