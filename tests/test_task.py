@@ -473,6 +473,33 @@ def test_features_are_143_finite_numbers_of_about_one(task: Insertion, expert_re
         np.testing.assert_allclose(features[:, -7:-4], jnp.stack(task.mating_error(task.geometry(physics)), axis=1), atol=1e-6)
 
 
+def test_features_by_hand(task: Insertion) -> None:
+    """Joints, objects and their velocities, per arm in its own frame; MuJoCo gives a body's spin in the body's frame."""
+    physics = objects_at(task, [0.15, 0.45, 0.2], [-0.1, 0.6, 0.02], peg_yaw=np.pi / 2)
+    qpos, qvel = np.array(physics.qpos), np.zeros((1, 28), np.float32)
+    qpos[0, 26:30] = np.sqrt(0.5), 0, 0, np.sqrt(0.5)  # the socket is turned by 90 degrees as well
+    qpos[0, [0, 8, 14]] = 0.1, 0.2, 0.058
+    qvel[0, [1, 8, 14]] = 1.0, -2.0, 0.5
+    qvel[0, scene.PEG_QVEL], qvel[0, scene.SOCKET_QVEL] = (1, 2, 3, 10, 0, 5), (4, 5, 6, 0, 20, 0)
+    progress = Progress(jnp.array([[0.25, 0.75]]), jnp.zeros((1, 2)), jnp.zeros(1, jnp.int32))
+    physics = physics._replace(qpos=jnp.asarray(qpos), qvel=jnp.asarray(qvel))
+    features = np.asarray(task.features(physics, jnp.full((1, 14), 0.5), progress, jnp.ones(1)))
+    left, right = both = features[0, :136].reshape(2, 68)
+    shut = -0.01844 / (0.058 - 0.01844)  # of a finger at 0 m
+    np.testing.assert_allclose(left[:7], [0.1, 0, 0, 0, 0, 0, shut], atol=1e-6)
+    np.testing.assert_allclose(right[:7], [0.2, 0, 0, 0, 0, 0, 1], atol=1e-6)
+    np.testing.assert_allclose(left[7:14], [0, 0.2, 0, 0, 0, 0, 0], atol=1e-6)
+    np.testing.assert_allclose(right[7:14], [-0.4, 0, 0, 0, 0, 0, 0.1], atol=1e-6)
+    np.testing.assert_allclose(left[14:21], 0.5 - left[:7], atol=1e-6)
+    np.testing.assert_allclose(right[14:21], 0.5 - right[:7], atol=1e-6)
+    position, linear, spin = slice(33, 36), slice(48, 51), slice(51, 54)
+    np.testing.assert_allclose(both[:, position], [[-0.1, 0.1, 0.02], [-0.15, 0.05, 0.2]], atol=1e-6)
+    np.testing.assert_allclose(both[:, linear], [[4, 5, 6], [-1, -2, 3]], atol=1e-6)
+    # A tenth of: the socket's (0, 20, 0) is (-20, 0, 0) in the world; the peg's (10, 0, 5) is (0, 10, 5), to its arm (0, -10, 5).
+    np.testing.assert_allclose(both[:, spin], [[-2.0, 0, 0], [0, -1, 0.5]], atol=1e-6)
+    np.testing.assert_allclose(both[:, 57], [0.25, 0.75])  # the grasp
+
+
 def test_features_tell_what_the_fingers_feel(task: Insertion) -> None:
     physics = touching(task, {"peg_finger_left"}, {"socket_table"}, {"peg_socket"}, {"peg_pin"}, set())
     progress = Progress(jnp.zeros((5, 2)), jnp.zeros((5, 2)), jnp.zeros(5, jnp.int32))
