@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,8 @@ from orbax.checkpoint import checkpoint_managers
 from aloha_jax.config import Config, ConfigError
 from aloha_jax.policy import Policy, init_params, init_stats
 
-# Orbax reports every step of every save at INFO through absl.
-logging.getLogger("absl").setLevel(logging.ERROR)
+# Orbax reports every step of every save at INFO through absl, and errors that it also raises at ERROR.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class CheckpointError(RuntimeError):
@@ -42,7 +43,8 @@ class CheckpointWriter:
         )
         # Without `best_fn` scores are not written, and a resumed run would not know which checkpoint was the best.
         options = ocp.CheckpointManagerOptions(preservation_policy=policy, best_fn=_score, cleanup_tmp_directories=True)
-        self._manager = ocp.CheckpointManager(directory.absolute(), options=options)
+        self._directory = directory.absolute()
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
 
     def save(self, step: int, config: Config, policy: Any, run: Any, score: float) -> None:
         """Start to save; returns once the arrays are copied. `score` ranks checkpoints (higher is better)."""
@@ -52,7 +54,7 @@ class CheckpointWriter:
             config=ocp.args.JsonSave({"config": config.to_json()}),
         )
         if step not in self._manager.all_steps():
-            with _Writable(Path(str(self._manager.directory)) / str(step)):
+            with _Writable(self._directory / str(step)):
                 self._manager.save(step, args=items, metrics={"score": score})
 
     def restore(self, step: int | None, policy: Any, run: Any) -> tuple[int, Any, Any]:
@@ -63,19 +65,23 @@ class CheckpointWriter:
         """
         step = self._manager.latest_step() if step is None else step
         if step is None:
-            raise CheckpointError(f"no complete checkpoint in {self._manager.directory}")
+            raise CheckpointError(f"no complete checkpoint in {self._directory}")
         items = ocp.args.Composite(
             policy=ocp.args.StandardRestore(_abstract(policy)), run=ocp.args.StandardRestore(_abstract(run))
         )
-        with _Readable(Path(str(self._manager.directory)) / str(step)):
+        with _Readable(self._directory / str(step)):
             restored = self._manager.restore(step, args=items)
         return step, restored.policy, restored.run
 
     def close(self) -> None:
         """Wait for the saves under way."""
-        with _Writable(Path(str(self._manager.directory))):
-            self._manager.wait_until_finished()
-            self._manager.close()
+        try:
+            with _Writable(self._directory):
+                self._manager.wait_until_finished()
+                self._manager.close()
+        finally:
+            for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def save_model(directory: Path, policy: Policy) -> None:
@@ -171,24 +177,26 @@ class _Readable:
         self._directory = directory
 
     def __enter__(self) -> None:
-        self._hook = sys.unraisablehook
-        sys.unraisablehook = self._unraisable
+        pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
-        if not isinstance(error, Exception):
-            sys.unraisablehook = self._hook
-            return
-        if isinstance(error, (CheckpointError, ConfigError)):
+        if isinstance(error, (CheckpointError, ConfigError)) or not isinstance(error, Exception):
             return
         reason = str(error).strip().split("\n")[0].split(". ")[0][:200] or type(error).__name__
         raise CheckpointError(
             f"cannot load {self._directory}, which is damaged or does not fit its configuration: {reason}"
         ) from error
 
-    def _unraisable(self, unraisable: Any) -> None:
-        """After the first array that cannot be read, Orbax abandons the others, which complain as they arrive, even later."""
-        if not inspect.iscoroutine(unraisable.object) and "Event loop is closed" not in str(unraisable.exc_value):
-            self._hook(unraisable)
+
+def _without_stragglers(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """After the first array that cannot be read or written, Orbax abandons the others, which complain when they arrive."""
+
+    def unraisable(event: Any) -> None:
+        if not inspect.iscoroutine(event.object) and "Event loop is closed" not in str(event.exc_value):
+            hook(event)
+
+    return unraisable
 
 
+sys.unraisablehook = _without_stragglers(sys.unraisablehook)
 warnings.filterwarnings("ignore", message="Sharding info not provided when restoring")

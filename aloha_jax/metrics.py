@@ -1,9 +1,11 @@
 """Where numbers go: TensorBoard, CSV files and the console. The only file that knows tensorboardX and rich."""
 
 import csv
+import errno
+import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +148,13 @@ class MetricsLogger:
     def close(self) -> None:
         """Stop the bar and flush every file."""
         self._bar.stop()
-        self._writer.close()
+        try:
+            self._writer.close()
+        except OSError:  # tensorboardX would try again as Python exits, and print tracebacks
+            events: Any = self._writer.file_writer.event_writer
+            events._worker.stop()
+            events.close = lambda: None
+            raise
 
     def _steps_per_second(self, env_steps: int) -> float:
         """Of the update just recorded; after a stop of the clock the last speed known, or the mean so far."""
@@ -178,6 +186,19 @@ def make_console(quiet: bool = False) -> Console:
     if not console.is_terminal:
         console.width = 1000
     return console
+
+
+def _without_full_disks(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """TensorBoard's thread need not tell of a full disk by a traceback: the next row of a CSV file or checkpoint tells."""
+
+    def excepthook(event: Any) -> None:
+        if getattr(event.exc_value, "errno", None) != errno.ENOSPC:
+            hook(event)
+
+    return excepthook
+
+
+threading.excepthook = _without_full_disks(threading.excepthook)
 
 
 def summary_table(title: str, rows: Mapping[str, Any]) -> Table:

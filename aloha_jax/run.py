@@ -1,5 +1,6 @@
 """One run from configuration to trained model: its directory, its loop, its records."""
 
+import contextlib
 import dataclasses
 import shlex
 import shutil
@@ -157,10 +158,11 @@ class Run:
 
     def close(self) -> None:
         """Release the renderer, flush the records and wait for the checkpoints under way."""
-        self.logger.close()
-        if self.env.renderer is not None:
-            self.env.renderer.close()
-        self.writer.close()
+        with contextlib.ExitStack() as closing:  # each of them, even if another fails
+            closing.callback(self.writer.close)
+            closing.callback(self.logger.close)
+            if self.env.renderer is not None:
+                closing.callback(self.env.renderer.close)
 
     def _log(self, env_steps: int, metrics: Any) -> None:
         self.logger.log_update(env_steps, jax.device_get(metrics))

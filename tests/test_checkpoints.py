@@ -169,6 +169,7 @@ def test_a_disk_that_is_really_full(disk: Path) -> None:
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
         save_too_much()
     assert checkpoints.latest_checkpoint(disk) == disk / "checkpoints" / "1"
+    assert list((disk / "checkpoints").iterdir()) == [disk / "checkpoints" / "1"]
 
 
 def test_the_newest_three_and_the_best_checkpoint_are_kept(tmp_path: Path) -> None:
