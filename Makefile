@@ -16,7 +16,7 @@ train: | $(UV)  ## Train with the preset for this machine; flags in ARGS="--tota
 	$(RUN) train.py $(ARGS)
 
 .PHONY: eval
-eval: | $(UV)  ## Judge a policy in gym_aloha; flags in ARGS="--model-path runs/last".
+eval: | $(UV)  ## Judge a policy in gym_aloha; flags in ARGS="--model-path runs/insertion".
 	$(RUN) eval.py $(ARGS)
 
 .PHONY: test

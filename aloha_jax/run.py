@@ -128,9 +128,7 @@ class Run:
     @property
     def policy(self) -> Policy:
         """The policy as it stands; a copy, for `train_step` donates the original's buffers."""
-        params, stats = jax.tree.map(lambda x: x.copy(), (self.state.params, self.state.stats))
-        actor_stats = {name: x for name, x in stats.items() if name != "privileged"}
-        return Policy(self.config, params, stats if self.config.privileged_critic else actor_stats)
+        return Policy(self.config, *jax.tree.map(lambda x: x.copy(), (self.state.params, self.state.stats)))
 
     def train(self) -> None:
         """Run to `config.total_timesteps`; leaves `final_model`, the last checkpoint and the learning curve."""

@@ -61,7 +61,8 @@ def main(flags: Flags) -> None:
             likeness = [structural_similarity(a, b, channel_axis=-1) for a, b in zip(drawn, expected, strict=True)]
             area = "whole frame" if crop is None else "table"
             rate = flags.worlds / min(seconds)
-            print(f"| {height}×{width} {area} | {quality} | {rate:.0f} | {min(likeness):.3f} | {np.mean(likeness):.3f} |", flush=True)
+            columns = (f"{height}×{width} {area}", quality, f"{rate:.0f}", f"{min(likeness):.3f}", f"{np.mean(likeness):.3f}")
+            print("|", " | ".join(columns), "|", flush=True)
 
 
 if __name__ == "__main__":
