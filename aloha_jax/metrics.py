@@ -173,10 +173,9 @@ class MetricsLogger:
         return {tag: sum(e[name] for e in self._episodes) / count for name, tag in EPISODE_TAGS.items()} if count else {}
 
     def _show(self, env_steps: int, scalars: Mapping[str, float]) -> None:
-        reward = scalars.get("rollout/ep_rew_mean")
         parts = [f"{scalars['time/sps']:,.0f} steps/s"]
-        if reward is not None:
-            parts += [f"reward {reward:.2f}", f"level {scalars['rollout/ep_level_mean']:.2f}"]
+        if "rollout/ep_level_mean" in scalars:
+            parts += [f"level {scalars['rollout/ep_level_mean']:.2f}", f"success {scalars['rollout/success_rate']:.0%}"]
         self._bar.update(self._task, completed=env_steps, status="  ".join(parts))
 
 
