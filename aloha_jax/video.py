@@ -3,7 +3,8 @@
 import contextlib
 import errno
 import io
-from collections.abc import Iterable, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,23 @@ def write_mp4(path: Path, frames: Iterable[np.ndarray], fps: int = FPS) -> None:
     try:
         options: Any = {"format": "FFMPEG", "fps": fps, "codec": "libx264", "quality": 7, "macro_block_size": 16}
         options["ffmpeg_log_level"] = "quiet"
-        with contextlib.closing(iio.get_writer(unfinished, **options)) as writer:  # its own `with` closes only after success
+        # The writer's own `with` closes only after success.
+        with _fork_is_harmless(), contextlib.closing(iio.get_writer(unfinished, **options)) as writer:
             for frame in frames:
                 writer.append_data(frame)
         _check(unfinished, path)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _fork_is_harmless() -> Iterator[None]:
+    """The package imageio_ffmpeg forks, sets a process group and executes ffmpeg: no lock of JAX is ever waited for."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+        warnings.filterwarnings("ignore", "This process .* is multi-threaded, use of fork", DeprecationWarning)
+        yield
 
 
 def _check(video: Path, name: Path) -> None:
