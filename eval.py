@@ -6,9 +6,13 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from aloha_jax import checkpoints, cli, evaluation
-from aloha_jax.config import ConfigError
-from aloha_jax.metrics import print_report
+from aloha_jax import startup
+
+startup.require_opengl()
+
+from aloha_jax import checkpoints, cli, evaluation  # noqa: E402 - these import MuJoCo
+from aloha_jax.config import ConfigError  # noqa: E402
+from aloha_jax.metrics import print_report  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

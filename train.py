@@ -3,7 +3,11 @@
 import sys
 from pathlib import Path
 
-from aloha_jax import cli, run
+from aloha_jax import startup
+
+startup.require_opengl()
+
+from aloha_jax import cli, run  # noqa: E402 - these import MuJoCo
 
 
 def main(args: list[str]) -> None:

@@ -253,7 +253,8 @@ class Env:
         return Episode(before.total_reward + reward, before.length + 1, jnp.maximum(before.best_level, level))
 
     def _privileged(self, physics: Physics, target: jax.Array, progress: Progress, clock: jax.Array) -> jax.Array:
-        return self.task.features(physics, target, progress, 1.0 - clock / self.episode_length)
+        # Of gym_aloha's episode, whatever the training episode: the same moment must look the same to a policy.
+        return self.task.features(physics, target, progress, 1.0 - clock / EPISODE_LENGTH)
 
     def _observe(
         self, physics: Physics, final: Physics, done: jax.Array, privileged: jax.Array, final_privileged: jax.Array

@@ -19,7 +19,7 @@ import numpy as np
 from aloha_jax.actions import delta_target, target_limits
 from aloha_jax.config import Config
 from aloha_jax.engines import Physics, make_engine
-from aloha_jax.env import Env, EnvState, make_from_config
+from aloha_jax.env import EPISODE_LENGTH, Env, EnvState, make_from_config
 from aloha_jax.pixels import frame_to_observation, make_renderer
 from aloha_jax.pixels.egl import gl_renderer_string
 from aloha_jax.policy import Policy, act
@@ -201,7 +201,7 @@ class Controller:
         failed, no_action = jnp.zeros(1, bool), jnp.zeros((1, 14))
         _, after = self._task.dense(physics, progress, level, failed, no_action)
         progress = jax.tree.map(lambda a, b: jnp.where(clock > 0, a, b), after, progress)
-        time_left = 1.0 - clock / jnp.full(1, self._policy.config.episode_length, jnp.float32)
+        time_left = 1.0 - clock / jnp.full(1, EPISODE_LENGTH, jnp.float32)
         return self._task.features(physics, target, progress, time_left), progress
 
 
@@ -266,7 +266,7 @@ def evaluate(
 
     Args:
         policy: what to evaluate.
-        simulator: `gym_aloha`, or `c` for our engine under the policy's own physics.
+        simulator: `gym_aloha`, or `c` for our engine under the policy's own physics; 300 steps in either.
         n_episodes: how many episodes.
         seed: of the first one.
         stochastic: sample actions instead of taking their mean.
@@ -282,7 +282,7 @@ def evaluate(
             on_episode(rollout)
             rollouts.append(rollout)
     else:
-        config = dataclasses.replace(policy.config, engine=cast(Any, simulator), reward="sparse")
+        config = dataclasses.replace(policy.config, engine=cast(Any, simulator), reward="sparse", episode_length=EPISODE_LENGTH)
         for start in range(0, n_episodes, 64):
             chunk = seeds[start : start + 64]
             key = jax.random.key(chunk[0]) if stochastic else None

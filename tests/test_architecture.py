@@ -11,6 +11,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 # A module imports only from those before it; within a package like `engines` its modules are free.
 ORDER = [
+    "startup",
     "config",
     "decimation",
     "scene",

@@ -223,3 +223,14 @@ def test_eval_of_a_model_whose_video_has_no_place(model: Path, refused: Refused)
     (model / "videos").write_text("a file where a folder should be")
     error = refused(eval_command.main, "--model-path", str(model), "--sim", "c", "--n-episodes", "1", "--save-video")
     assert str(model / "videos") in error
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_an_opengl_that_does_not_exist_is_refused_before_anything_else(script: str, tmp_path: Path) -> None:
+    root = Path(__file__).parents[1]
+    environment = {**os.environ, "MUJOCO_GL": "nonsense"}
+    command = [sys.executable, str(root / script), "--help"]
+    result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: MUJOCO_GL=nonsense")

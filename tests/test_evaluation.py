@@ -232,7 +232,7 @@ def test_eval_needs_the_model_and_nothing_else(tmp_path_factory: pytest.TempPath
     report = run_eval(tmp_path, *args)
     assert json.loads((tmp_path / "report.json").read_text()) == report
     assert set(report) == KEYS
-    assert (report["n_episodes"], report["mean_length"]) == (2, 20.0)
+    assert (report["n_episodes"], report["mean_length"]) == (2, 300.0)
     assert set(report["level_rates"]) == {"1", "2", "3", "4"}
     assert [episode["seed"] for episode in report["episodes"]] == [9, 10]
     assert all(set(episode) == {"seed", "return", "max_level", "levels", "length"} for episode in report["episodes"])

@@ -53,7 +53,7 @@ def test_ended_episodes_restart_in_the_same_step_and_hand_over_their_last_observ
     assert truncated.all()
     assert infos["_final_obs"].all()
     time_left = -1  # the last feature
-    np.testing.assert_allclose(infos["final_obs"][:, time_left], 0.0, atol=1e-6)
+    np.testing.assert_allclose(infos["final_obs"][:, time_left], 1 - 5 / 300, rtol=1e-6)
     np.testing.assert_allclose(obs[:, time_left], 1.0)
 
 
