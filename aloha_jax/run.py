@@ -182,8 +182,9 @@ class Run:
         self.logger.stop_clock()
 
     def _save(self, env_steps: int) -> None:
-        policy = {"params": self.state.params, "stats": self.state.stats}
-        rest = {"state": self.state._replace(params=None, stats={}), "scores": np.array([self.best_score, self.last_score])}
+        state = jax.tree.map(lambda x: x.copy(), self.state)  # written in the background, while `train_step` donates the original
+        policy = {"params": state.params, "stats": state.stats}
+        rest = {"state": state._replace(params=None, stats={}), "scores": np.array([self.best_score, self.last_score])}
         self.writer.save(env_steps, self.config, policy, rest, self.last_score)
         self.logger.stop_clock()
 

@@ -140,7 +140,7 @@ def _add_touch_sensor(spec: mujoco.MjSpec, name: str, geom_a: str, geom_b: str) 
 
 
 def fast_physics(spec: mujoco.MjSpec) -> None:
-    """0.005 s steps and a capped solver: 2.5 times the speed at the same expert success (docs/architecture.md, Scene)."""
+    """0.005 s steps and a capped solver: fewer, cheaper steps at the same expert success (tests/test_parity.py)."""
     spec.option.timestep = 0.005
     spec.option.iterations = 4
     spec.option.ls_iterations = 8
@@ -186,7 +186,7 @@ class Quality:
     mesh_cell: float
 
 
-# SSIM against gym_aloha's own frame and frames per second: docs/architecture.md, Pixels.
+# SSIM against gym_aloha's own frame and frames per second: docs/benchmarks.md, Renderer.
 QUALITIES = {
     "exact": Quality(shadow_map=4096, samples=4, mesh_cell=0.0),  # gym_aloha's frame to the bit
     "shadows": Quality(shadow_map=256, samples=4, mesh_cell=0.01),
