@@ -26,7 +26,8 @@ def conv_by_slices(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Unpadded convolution, float[B, H, W, C] * float[k, k, C, F], as one matrix product over shifted views of the input.
 
     XLA's own gradients of convolutions are slow on CPUs: these take about half the time, or less, for the whole encoder, and that
-    outweighs a forward pass which takes up to twice as long (benchmarks/conv.py). A stride that divides the kernel is first moved into the channels, which leaves fewer and larger views.
+    outweighs a forward pass which takes up to twice as long (benchmarks/conv.py). A stride that divides the kernel is first moved
+    into the channels, which leaves fewer and larger views.
     """
     size, features = kernel.shape[0], kernel.shape[-1]
     batch, height, width, channels = x.shape
