@@ -32,6 +32,8 @@ class Config:
     """The run's directory: checkpoints, TensorBoard, evaluations, videos."""
     resume: str | None = None
     """Go on with the run in this directory, under its saved configuration."""
+    init_from: str | None = None
+    """Start with the parameters of this run or model, which must have the same networks."""
     overwrite: bool = False
     """Delete what is in --log-dir first."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
@@ -44,6 +46,8 @@ class Config:
     """What to learn."""
     obs: Literal["pixels", "pixels_agent_pos", "state"] = "pixels_agent_pos"
     """What the policy sees: the top camera, the camera and 14 joint positions, or the simulator's state."""
+    observe_target: bool = False
+    """With pixels_agent_pos, the policy also sees the 14 joint targets that it commanded last."""
     image_height: int = 48
     """Height of the policy's picture, 1..480."""
     image_width: int = 80
@@ -68,6 +72,25 @@ class Config:
     """Cheap visuals, the same with coarse shadows (half the speed), or gym_aloha's own (slow)."""
     episode_length: int = 300
     """Control steps (50 Hz) after which an episode is truncated; gym_aloha's is 300."""
+    start_states: Literal["task", "expert", "archive"] = "task"
+    """Where training episodes start: as the task does, or a share of them along the scripted expert's episodes, or in states that
+    the policy itself has reached."""
+    start_share: float = 0.5
+    """Share of episodes that start in such states."""
+
+    # --- Learning from a teacher (DAgger, Ross et al. 2011), alone or beside PPO
+    teacher: str | None = None
+    """A run or model trained with --obs state, whose actions the policy is to imitate."""
+    distill_coef: float = 0.0
+    """Weight of the squared difference to the teacher's action."""
+    distill_coef_final: float | None = None
+    """What --distill-coef changes to, linearly over the run; None: it does not."""
+    ppo_coef: float = 1.0
+    """Weight of PPO's own objective for the policy; 0 with a teacher is DAgger."""
+    teacher_mix: float = 0.0
+    """Share of the steps in which the teacher acts instead of the policy."""
+    teacher_mix_final: float | None = None
+    """What --teacher-mix changes to, linearly over the run; None: it does not."""
 
     # --- PPO
     total_timesteps: int = 1_000_000
@@ -120,6 +143,8 @@ class Config:
     """The value head sees the simulator's state instead of the observation (training only)."""
     log_std_init: float = 0.0
     """Initial log standard deviation of the actions."""
+    log_std_final: float | None = None
+    """Cap on the log standard deviation, which falls linearly from --log-std-init to this over the run; None: none."""
     normalize_obs: bool = True
     """Whiten vector observations by running statistics."""
 
@@ -168,14 +193,18 @@ class Config:
             _require(0 < getattr(self, name) < float("inf"), name, "must be positive and finite", getattr(self, name))
         for name in ("gamma", "gae_lambda"):
             _require(0 <= getattr(self, name) <= 1, name, "must lie in 0..1", getattr(self, name))
-        for name in ("ent_coef", "vf_coef", "final_eval_episodes"):
+        for name in ("ent_coef", "vf_coef", "ppo_coef", "distill_coef", "final_eval_episodes"):
             _require(0 <= getattr(self, name) < float("inf"), name, "must not be negative", getattr(self, name))
         _require(0 <= self.seed < 2**32, "seed", "must lie in 0..2^32 - 1", self.seed)
+        _require(0 <= self.start_share <= 1, "start_share", "must lie in 0..1", self.start_share)
         _require(abs(self.log_std_init) < float("inf"), "log_std_init", "must be finite", self.log_std_init)
+        final = self.log_std_final
+        _require(final is None or -20 <= final <= self.log_std_init, "log_std_final", "must lie in -20..--log-std-init", final)
         _require(min(self.hidden_sizes, default=1) >= 1, "hidden_sizes", "must be at least 1", self.hidden_sizes)
         for name in ("action_clip", "clip_range_vf", "target_kl", "microbatch_size"):
             value = getattr(self, name)
             _require(value is None or 0 < value < float("inf"), name, "must be positive", value)
+        self._validate_teacher()
         self._validate_backends()
         self._validate_pixels()
         self._validate_batches()
@@ -185,6 +214,16 @@ class Config:
         _require(self.engine != "mjx", "engine", "is auto or c: physics on the accelerator is not built yet", self.engine)
         _require(self.impl == "auto", "impl", "is auto: it chooses between implementations of --engine mjx", self.impl)
         _require(self.renderer != "warp", "renderer", "is auto or egl: ray tracing is not built yet", self.renderer)
+
+    def _validate_teacher(self) -> None:
+        for name in ("teacher_mix", "teacher_mix_final", "distill_coef_final"):
+            value = getattr(self, name)
+            highest = 1 if "mix" in name else float("inf")
+            _require(value is None or (0 <= value <= highest and value < float("inf")), name, f"must lie in 0..{highest}", value)
+        taught = self.distill_coef or self.distill_coef_final or self.teacher_mix or self.teacher_mix_final
+        _require(not taught or self.teacher is not None, "teacher", "is needed by --distill-coef and --teacher-mix", self.teacher)
+        aimless = not (self.ppo_coef or self.distill_coef or self.distill_coef_final)
+        _require(not aimless, "ppo_coef", "must be positive unless --distill-coef is", self.ppo_coef)
 
     def _validate_batches(self) -> None:
         rollout = f"--n-envs {self.n_envs} x --n-steps {self.n_steps} = {self.rollout_size}"

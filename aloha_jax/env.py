@@ -1,6 +1,6 @@
 """The functional, batched environment: `reset` and `step` are pure functions of `EnvState`, usable under `jit` and `scan`."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,89 +8,22 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from aloha_jax.actions import delta_target, target_limits
+from aloha_jax.archive import RECORD_PROBABILITY, Archive, draw, empty_archive, expert_archive, record
 from aloha_jax.config import Config
 from aloha_jax.engines import Engine, Physics, make_engine
+from aloha_jax.env_state import EnvState, Episode, Moment, Observation, Start
 from aloha_jax.pixels import Renderer, make_renderer
 from aloha_jax.scene import FRAME_SHAPE
 from aloha_jax.tasks import TASKS, make_task
 from aloha_jax.tasks.insertion import Progress
 
+__all__ = ["Env", "EnvState", "Episode", "Observation", "make", "make_from_config"]
+
 EPISODE_LENGTH = 300  # control steps; gym_aloha's registered time limit
 OBSERVATIONS = ("pixels", "pixels_agent_pos", "state")
 ACTIONS = ("delta", "absolute")
 REWARDS = ("dense", "shaped", "sparse")
-
-Observation = jax.Array | dict[str, jax.Array]
-
-
-class Episode(NamedTuple):
-    """Statistics of the episode that the step just taken belongs to, per world.
-
-    Attributes:
-        total_reward: float32[N], sum of rewards so far.
-        length: int32[N], steps so far.
-        best_level: int32[N], highest official level so far.
-    """
-
-    total_reward: jax.Array
-    length: jax.Array
-    best_level: jax.Array
-
-
-class EnvState(NamedTuple):
-    """N worlds after a step. The world axis leads every array.
-
-    After `terminated` or `truncated`, `physics`, `obs` and `privileged` already belong to the next episode (autoreset), while
-    `level`, `reward`, `episode` and everything called `final_` belong to the step just taken.
-
-    Attributes:
-        physics: the engine's state.
-        target: float32[N, 14], control targets in gym_aloha's action meaning.
-        progress: what the dense reward remembers.
-        clock: int32[N], steps since reset (or more, if an episode was started late).
-        key: PRNG keys [N] for the starts to come.
-        obs: the observation: uint8[N, H, W, 3] (`pixels`), float32[N, 143] (`state`), or both `pixels` and float32[N, 14]
-            `agent_pos` in a dict (`pixels_agent_pos`).
-        privileged: float32[N, 143], what a critic may see whatever `obs` is.
-        final_obs: like `obs`, before any autoreset; bootstraps truncated episodes.
-        final_privileged: like `privileged`, before any autoreset.
-        final_qpos: float32[N, 30], joint positions before any autoreset.
-        reward: float32[N].
-        arm_reward: float32[N, 2], the reward's share of each arm (dense), or half of it each.
-        level: int32[N], official level 0..4 of the step just taken.
-        terminated: bool[N], success (or an object lost, under the dense reward).
-        truncated: bool[N], time limit (or physics that became invalid).
-        invalid: bool[N], worlds whose physics became non-finite and were reset.
-        episode: statistics.
-    """
-
-    physics: Physics
-    target: jax.Array
-    progress: Progress
-    clock: jax.Array
-    key: jax.Array
-    obs: Observation
-    privileged: jax.Array
-    final_obs: Observation
-    final_privileged: jax.Array
-    final_qpos: jax.Array
-    reward: jax.Array
-    arm_reward: jax.Array
-    level: jax.Array
-    terminated: jax.Array
-    truncated: jax.Array
-    invalid: jax.Array
-    episode: Episode
-
-    @property
-    def qpos(self) -> jax.Array:
-        """float32[N, 30], joint positions (after any autoreset)."""
-        return self.physics.qpos
-
-    @property
-    def done(self) -> jax.Array:
-        """bool[N], whether the episode of the step just taken has ended."""
-        return self.terminated | self.truncated
+START_STATES = ("task", "expert", "archive")
 
 
 def _choose(mask: jax.Array, new: Any, old: Any) -> Any:
@@ -113,12 +46,22 @@ class Env:
         reward: str,
         autoreset: bool = True,
         episode_length: int = EPISODE_LENGTH,
+        start_states: str = "task",
+        start_share: float = 0.5,
+        seed: int = 0,
+        observe_target: bool = False,
     ):
         self.engine, self.renderer, self.num_envs = engine, renderer, num_envs
         self.task = make_task(task_name, engine.scene)
         self.obs, self.action, self.reward = obs, action, reward
-        self.autoreset, self.episode_length = autoreset, episode_length
+        self.autoreset, self.episode_length, self.observe_target = autoreset, episode_length, observe_target
         self.target_low, self.target_high = target_limits(engine)
+        self.start_share, self.records = start_share, start_states == "archive"
+        self.initial_archive: Archive | None = None
+        if start_states == "expert":
+            self.initial_archive = expert_archive(engine, self.task, seed)
+        elif start_states == "archive":
+            self.initial_archive = empty_archive(engine.scene.model.nq, engine.scene.model.nv)
 
     def reset(self, key: jax.Array) -> EnvState:
         """Fresh worlds from one PRNG key."""
@@ -167,8 +110,9 @@ class Env:
             truncated=truncated,
             invalid=invalid,
             episode=self._episode(state, reward, level),
+            task_start=state.next_task_start,
         )
-        return self._observe_and_reset(after)
+        return self._observe_and_reset(self._record(after) if self.records else after)
 
     def next_target(self, target: jax.Array, agent_pos: jax.Array, action: jax.Array) -> jax.Array:
         """Control targets float32[N, 14] from the last ones, the measured joints and an action (itself, if absolute)."""
@@ -182,8 +126,9 @@ class Env:
         progress = self.task.start_progress(physics)
         clock = jnp.zeros(num_worlds, jnp.int32)
         target = self.task.agent_pos(physics)
-        privileged = self._privileged(physics, target, progress, clock)
-        obs, _ = self._observe(physics, physics, jnp.zeros(num_worlds, bool), privileged, privileged)
+        privileged = self._privileged(physics, target, progress)
+        now = Moment(physics, target, privileged)
+        obs, _ = self._observe(now, now, jnp.zeros(num_worlds, bool))
         return EnvState(
             physics=physics,
             target=target,
@@ -202,25 +147,31 @@ class Env:
             truncated=jnp.zeros(num_worlds, bool),
             invalid=jnp.zeros(num_worlds, bool),
             episode=Episode(jnp.zeros(num_worlds), jnp.zeros(num_worlds, jnp.int32), jnp.zeros(num_worlds, jnp.int32)),
+            task_start=jnp.ones(num_worlds, bool),
+            next_task_start=jnp.ones(num_worlds, bool),
+            archive=self.initial_archive,
         )
 
     def _observe_and_reset(self, state: EnvState) -> EnvState:
         """Fill in the final observation, start new episodes where one has ended, and observe those."""
         final = state.physics
-        final_privileged = self._privileged(final, state.target, state.progress, state.clock)
+        final_privileged = self._privileged(final, state.target, state.progress)
+        before = Moment(final, state.target, final_privileged)
         if not self.autoreset:
-            obs, _ = self._observe(final, final, jnp.zeros_like(state.done), final_privileged, final_privileged)
+            obs, _ = self._observe(before, before, jnp.zeros_like(state.done))
             return state._replace(
                 obs=obs, privileged=final_privileged, final_obs=obs, final_privileged=final_privileged, final_qpos=final.qpos
             )
         done = state.done
         keys, start_keys = _split(state.key)
-        qpos = jax.vmap(self.task.sample_start)(start_keys)
-        physics = self.engine.reset_where(done, final, qpos, jnp.zeros_like(final.qvel))
-        fresh = (self.task.agent_pos(physics), self.task.start_progress(physics), jnp.zeros_like(state.clock))
-        target, progress, clock = _choose(done, fresh, (state.target, state.progress, state.clock))
-        privileged = self._privileged(physics, target, progress, clock)
-        obs, final_obs = self._observe(physics, final, done, privileged, final_privileged)
+        start = jax.vmap(self._sample_start, in_axes=(None, 0))(state.archive, start_keys)
+        physics = self.engine.reset_where(done, final, start.qpos, start.qvel)
+        start_target = jnp.where(start.of_task[:, None], self.task.agent_pos(physics), start.target)
+        fresh = (start_target, self.task.start_progress(physics), jnp.zeros_like(state.clock), start.of_task)
+        old = (state.target, state.progress, state.clock, state.next_task_start)
+        target, progress, clock, next_task_start = _choose(done, fresh, old)
+        privileged = self._privileged(physics, target, progress)
+        obs, final_obs = self._observe(Moment(physics, target, privileged), before, done)
         return state._replace(
             physics=physics,
             target=target,
@@ -232,7 +183,29 @@ class Env:
             final_obs=final_obs,
             final_privileged=final_privileged,
             final_qpos=final.qpos,
+            next_task_start=next_task_start,
         )
+
+    def _sample_start(self, archive: Archive | None, key: jax.Array) -> Start:
+        """How one world's next episode begins."""
+        task_key, choice_key, archive_key = jax.random.split(key, 3)
+        qpos = self.task.sample_start(task_key)
+        qvel, target = jnp.zeros(self.engine.scene.model.nv), jnp.zeros(14)
+        if archive is None:
+            return Start(qpos, qvel, target, jnp.ones((), bool))
+        of_task = (archive.recorded.sum() == 0) | (jax.random.uniform(choice_key) >= self.start_share)
+        drawn = draw(archive, archive_key)
+        qpos, qvel, target = jax.tree.map(lambda a, b: jnp.where(of_task, a, b), (qpos, qvel, target), drawn)
+        return Start(qpos, qvel, target, of_task)
+
+    def _record(self, state: EnvState) -> EnvState:
+        """Put some of the worlds into the archive."""
+        assert state.archive is not None
+        keys, record_keys = _split(state.key)
+        chosen = jax.vmap(jax.random.uniform)(record_keys) < RECORD_PROBABILITY
+        potential = state.progress.potential.mean(axis=1)
+        archive = record(state.archive, chosen & ~state.done, potential, state.physics, state.target)
+        return state._replace(key=keys, archive=archive)
 
     def _reward(
         self, state: EnvState, physics: Physics, level: jax.Array, lost: jax.Array, action: jax.Array
@@ -252,23 +225,21 @@ class Env:
         before = _choose(state.done, fresh, state.episode) if self.autoreset else state.episode
         return Episode(before.total_reward + reward, before.length + 1, jnp.maximum(before.best_level, level))
 
-    def _privileged(self, physics: Physics, target: jax.Array, progress: Progress, clock: jax.Array) -> jax.Array:
-        # Of gym_aloha's episode, whatever the training episode: the same moment must look the same to a policy.
-        return self.task.features(physics, target, progress, 1.0 - clock / EPISODE_LENGTH)
+    def _privileged(self, physics: Physics, target: jax.Array, progress: Progress) -> jax.Array:
+        return self.task.features(physics, target, progress)
 
-    def _observe(
-        self, physics: Physics, final: Physics, done: jax.Array, privileged: jax.Array, final_privileged: jax.Array
-    ) -> tuple[Observation, Observation]:
+    def _observe(self, now: Moment, final: Moment, done: jax.Array) -> tuple[Observation, Observation]:
         """Observations of worlds now and before their reset; the two differ only where `done`."""
         if self.obs == "state":
-            return privileged, final_privileged
-        pixels, final_pixels = self._render(physics.qpos, final.qpos, done)
+            return now.privileged, final.privileged
+        pixels, final_pixels = self._render(now.physics.qpos, final.physics.qpos, done)
         if self.obs == "pixels":
             return pixels, final_pixels
-        return (
-            {"pixels": pixels, "agent_pos": self.task.agent_pos(physics)},
-            {"pixels": final_pixels, "agent_pos": self.task.agent_pos(final)},
-        )
+        views = []
+        for frames, scene in ((pixels, now), (final_pixels, final)):
+            view = {"pixels": frames, "agent_pos": self.task.agent_pos(scene.physics)}
+            views.append({**view, "target": scene.target} if self.observe_target else view)
+        return views[0], views[1]
 
     def _render(self, qpos: jax.Array, final_qpos: jax.Array, done: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Frames uint8[N, H, W, 3] of all worlds now, and before their reset; worlds that go on are rendered once."""
@@ -309,6 +280,10 @@ def make(
     render_quality: str = "fast",
     autoreset: bool = True,
     episode_length: int = EPISODE_LENGTH,
+    start_states: str = "task",
+    start_share: float = 0.5,
+    seed: int = 0,
+    observe_target: bool = False,
 ) -> Env:
     """Build a batched environment.
 
@@ -328,11 +303,22 @@ def make(
         render_quality: `fast` (for training) or `exact` (gym_aloha's shadows and antialiasing).
         autoreset: whether an ended episode is followed by a new one in the same step.
         episode_length: control steps after which an episode is truncated.
+        start_states: where episodes after the first start: as the `task` does, or a `start_share` of them in states of the
+            scripted `expert` or in states that were reached before (`archive`).
+        start_share: see `start_states`.
+        seed: of the expert's episodes.
+        observe_target: whether `pixels_agent_pos` has the control targets as well.
 
     Raises:
         ValueError: an argument is not one of its choices.
     """
-    choices = (("task", task, tuple(TASKS)), ("obs", obs, OBSERVATIONS), ("action", action, ACTIONS), ("reward", reward, REWARDS))
+    choices = (
+        ("task", task, tuple(TASKS)),
+        ("obs", obs, OBSERVATIONS),
+        ("action", action, ACTIONS),
+        ("reward", reward, REWARDS),
+        ("start_states", start_states, START_STATES),
+    )
     for name, choice, allowed in choices:
         if choice not in allowed:
             raise ValueError(f"{name} is one of {', '.join(allowed)}; not {choice!r}")
@@ -355,6 +341,10 @@ def make(
         reward=reward,
         autoreset=autoreset,
         episode_length=episode_length,
+        start_states=start_states,
+        start_share=start_share,
+        seed=seed,
+        observe_target=observe_target,
     )
 
 
@@ -375,4 +365,8 @@ def make_from_config(
         reward=config.reward,
         autoreset=autoreset,
         episode_length=config.episode_length,
+        start_states=config.start_states if autoreset else "task",
+        start_share=config.start_share,
+        seed=config.seed,
+        observe_target=config.observe_target,
     )

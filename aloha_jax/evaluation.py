@@ -190,6 +190,8 @@ class Controller:
         else:
             pixels = frame_to_observation(observation["pixels"]["top"], config.image_height, config.image_width, config.crop)
             obs = pixels[None] if config.obs == "pixels" else {"pixels": pixels[None], "agent_pos": agent_pos}
+            if config.obs == "pixels_agent_pos" and config.observe_target:
+                obs["target"] = self._target
         action = self._policy.act(obs, key)
         self._target = self._delta_target(self._target, agent_pos, action) if config.action == "delta" else action
         self._clock += 1
@@ -201,8 +203,7 @@ class Controller:
         failed, no_action = jnp.zeros(1, bool), jnp.zeros((1, 14))
         _, after = self._task.dense(physics, progress, level, failed, no_action)
         progress = jax.tree.map(lambda a, b: jnp.where(clock > 0, a, b), after, progress)
-        time_left = 1.0 - clock / jnp.full(1, EPISODE_LENGTH, jnp.float32)
-        return self._task.features(physics, target, progress, time_left), progress
+        return self._task.features(physics, target, progress), progress
 
 
 def require_judge() -> None:

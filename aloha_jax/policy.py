@@ -10,7 +10,7 @@ from aloha_jax.config import Config
 from aloha_jax.networks import ActorCritic, MirroredActorCritic, RunningStats, as_inputs, normalize_inputs
 
 AGENT_POS_SIZE = 14
-STATE_SIZE = 143  # tasks.insertion.Insertion.features
+STATE_SIZE = 142  # tasks.insertion.Insertion.features
 
 
 def make_network(config: Config) -> ActorCritic | MirroredActorCritic:
@@ -33,6 +33,8 @@ def example_inputs(config: Config) -> dict[str, jax.Array]:
         inputs["pixels"] = jnp.zeros((1, config.image_height, config.image_width, 3), jnp.uint8)
     if config.obs == "pixels_agent_pos":
         inputs["agent_pos"] = jnp.zeros((1, AGENT_POS_SIZE))
+    if config.obs == "pixels_agent_pos" and config.observe_target:
+        inputs["target"] = jnp.zeros((1, AGENT_POS_SIZE))
     if config.obs == "state":
         inputs["state"] = jnp.zeros((1, STATE_SIZE))
     if config.privileged_critic and config.has_pixels:

@@ -29,6 +29,8 @@ class Transition(NamedTuple):
         reward: float32[...].
         terminated: bool[...], the episode ended and nothing follows.
         truncated: bool[...], the episode was cut and would have gone on.
+        own: bool[...], whether the policy itself chose the action.
+        teacher_action: float32[..., 14], what the teacher would have done; None without a teacher.
     """
 
     inputs: dict[str, jax.Array]
@@ -39,10 +41,12 @@ class Transition(NamedTuple):
     reward: jax.Array
     terminated: jax.Array
     truncated: jax.Array
+    own: jax.Array | None = None
+    teacher_action: jax.Array | None = None
 
 
 class Batch(NamedTuple):
-    """What the loss reads, [B, ...] or [T, N, ...]."""
+    """What the loss reads, [B, ...] or [T, N, ...]; the names are those of `Transition`."""
 
     inputs: dict[str, jax.Array]
     action: jax.Array
@@ -50,6 +54,18 @@ class Batch(NamedTuple):
     value: jax.Array
     advantage: jax.Array
     target_value: jax.Array
+    own: jax.Array | None = None
+    teacher_action: jax.Array | None = None
+
+
+class Coefficients(NamedTuple):
+    """Weights that may change during a run, float32[] each: of PPO's policy objective, and of imitating the teacher."""
+
+    ppo: jax.Array | float = 1.0
+    distill: jax.Array | float = 0.0
+
+
+PPO_ALONE = Coefficients()
 
 
 class Hyperparameters(NamedTuple):
@@ -120,16 +136,23 @@ def make_batch(transitions: Transition, last_value: jax.Array, gamma: float, gae
     next_value = jnp.concatenate([t.value[1:], last_value[None]])
     next_value = jnp.where(truncated, t.final_value, next_value)
     advantage = gae(t.reward, t.value, next_value, terminated, truncated, gamma, gae_lambda)
-    return Batch(t.inputs, t.action, t.log_prob, t.value, advantage, advantage + t.value)
+    return Batch(t.inputs, t.action, t.log_prob, t.value, advantage, advantage + t.value, t.own, t.teacher_action)
 
 
-def loss(params: Params, apply: Apply, batch: Batch, hp: Hyperparameters) -> tuple[jax.Array, dict[str, jax.Array]]:
+def loss(
+    params: Params, apply: Apply, batch: Batch, hp: Hyperparameters, coef: Coefficients = PPO_ALONE
+) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The clipped objective, value loss and entropy bonus (equation 9), to be minimised; means over the batch [B, ...].
+
+    With a teacher, half the squared distance to its action is added: the KL divergence from it up to the (fixed) variance, whose
+    minimisation on states that the learner visits is DAgger (Ross et al. 2011).
 
     `batch.advantage` is taken as it is: normalisation belongs to the minibatch, this may see a part of it.
     """
     distribution, value = apply(params, batch.inputs)
     log_ratio = log_prob(distribution, batch.action) - batch.log_prob
+    if batch.own is not None:  # what the teacher did says nothing about the policy's own choices
+        log_ratio = jnp.where(batch.own.reshape(batch.own.shape + (1,) * (log_ratio.ndim - batch.own.ndim)), log_ratio, 0.0)
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1 - hp.clip_range, 1 + hp.clip_range)
     policy_loss = -jnp.minimum(ratio * batch.advantage, clipped * batch.advantage).mean()
@@ -139,8 +162,13 @@ def loss(params: Params, apply: Apply, batch: Batch, hp: Hyperparameters) -> tup
     value_loss = jnp.square(value - batch.target_value).mean()
     entropy_loss = -entropy(distribution).mean()
 
-    total = policy_loss + hp.vf_coef * value_loss + hp.ent_coef * entropy_loss
-    return total, {
+    total = coef.ppo * policy_loss + hp.vf_coef * value_loss + hp.ent_coef * entropy_loss
+    imitation = {}
+    if batch.teacher_action is not None:
+        difference = distribution.mean - batch.teacher_action.reshape(distribution.mean.shape)
+        imitation["distill_loss"] = 0.5 * jnp.square(difference).sum(axis=-1).mean()
+        total += coef.distill * imitation["distill_loss"]
+    return total, imitation | {
         "policy_loss": policy_loss,
         "value_loss": value_loss,
         "entropy_loss": entropy_loss,
@@ -155,7 +183,9 @@ def explained_variance(value: jax.Array, target_value: jax.Array) -> jax.Array:
     return 1 - jnp.var(target_value - value) / (jnp.var(target_value) + 1e-8)
 
 
-def minibatch_gradient(params: Params, apply: Apply, batch: Batch, hp: Hyperparameters) -> tuple[Params, dict[str, jax.Array]]:
+def minibatch_gradient(
+    params: Params, apply: Apply, batch: Batch, hp: Hyperparameters, coef: Coefficients = PPO_ALONE
+) -> tuple[Params, dict[str, jax.Array]]:
     """Gradient and metrics of one minibatch, computed microbatch by microbatch."""
     if hp.normalize_advantage:
         advantage = batch.advantage
@@ -163,13 +193,13 @@ def minibatch_gradient(params: Params, apply: Apply, batch: Batch, hp: Hyperpara
     gradient = jax.grad(loss, has_aux=True)
     size, micro = batch.action.shape[0], hp.microbatch_size
     if micro is None or micro >= size:
-        return gradient(params, apply, batch, hp)
+        return gradient(params, apply, batch, hp, coef)
     parts = jax.tree.map(lambda x: x.reshape(size // micro, micro, *x.shape[1:]), batch)
 
     def add(total: Any, part: Batch) -> tuple[Any, None]:
-        return jax.tree.map(jnp.add, total, gradient(params, apply, part, hp)), None
+        return jax.tree.map(jnp.add, total, gradient(params, apply, part, hp, coef)), None
 
-    shapes = jax.eval_shape(lambda: gradient(params, apply, jax.tree.map(lambda x: x[0], parts), hp))
+    shapes = jax.eval_shape(lambda: gradient(params, apply, jax.tree.map(lambda x: x[0], parts), hp, coef))
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
     total, _ = jax.lax.scan(add, zeros, parts)
     return jax.tree.map(lambda x: x * (micro / size), total)
@@ -183,6 +213,7 @@ def update(
     apply: Apply,
     optimizer: optax.GradientTransformation,
     hp: Hyperparameters,
+    coef: Coefficients = PPO_ALONE,
 ) -> tuple[Params, optax.OptState, dict[str, jax.Array]]:
     """`hp.n_epochs` passes over a rollout [T, N, ...] in minibatches shuffled over T x N.
 
@@ -199,7 +230,7 @@ def update(
         params, opt_state, stopped = carry
         # Gathered here rather than shuffled at once: a second copy of all pixels would double the memory.
         minibatch = jax.tree.map(lambda x: x[indices], flat)
-        gradient, metrics = minibatch_gradient(params, apply, minibatch, hp)
+        gradient, metrics = minibatch_gradient(params, apply, minibatch, hp, coef)
         if hp.target_kl is not None:
             stopped = stopped | (metrics["approx_kl"] > 1.5 * hp.target_kl)
         updates, new_opt_state = optimizer.update(gradient, opt_state, params)

@@ -112,12 +112,14 @@ class Run:
         eval_env = make_from_config(config, config.eval_episodes, autoreset=False, frames=self.env.renderer)
         seeds = [EVALUATION_SEED + i for i in range(config.eval_episodes)]
         self.evaluator = EngineEvaluator(config, seeds, eval_env)
-        self.train_step = training.make_train_step(config, self.env)
+        self.train_step = training.make_train_step(config, self.env, teacher=load_teacher(config))
         self.writer = CheckpointWriter(directory / "checkpoints")
         self.state: RunState = training.init_run(config, self.env)
         self.best_score = self.last_score = -1.0
         if resume:
             self._restore()
+        elif config.init_from is not None:
+            self.state = initialized_from(config.init_from, self.state)
         self.logger = MetricsLogger(directory, config.total_timesteps, self.env_steps, quiet)
 
     @property
@@ -202,6 +204,39 @@ class Run:
             f"[bold]aloha_jax[/] preset {config.preset} on {device.device_kind}: {observation}, {config.action} actions, "
             f"{config.reward} reward, {config.n_envs} worlds, {num_parameters(self.state.params):,} parameters"
         )
+
+
+def load_teacher(config: Config) -> Policy | None:
+    """The teacher of `config`, if it has one.
+
+    Raises:
+        CheckpointError: there is no model.
+        ConfigError: it does not see the simulator's state, or its actions mean something else.
+    """
+    if config.teacher is None:
+        return None
+    teacher = checkpoints.load_policy(config.teacher)
+    if teacher.config.obs != "state":
+        raise ConfigError(f"--teacher {config.teacher} sees {teacher.config.obs}; it must be trained with --obs state")
+    for name in ("task", "action"):
+        theirs, ours = getattr(teacher.config, name), getattr(config, name)
+        if theirs != ours:
+            raise ConfigError(f"--teacher {config.teacher} was trained with --{name} {theirs}, this run has {ours}")
+    return teacher
+
+
+def initialized_from(path: str, state: RunState) -> RunState:
+    """`state` with the parameters and observation statistics of the model at `path`.
+
+    Raises:
+        CheckpointError: there is no model.
+        ConfigError: its networks are not those of `state`.
+    """
+    policy = checkpoints.load_policy(path)
+    given, wanted = (jax.tree.map(lambda x: x.shape, (p.params, p.stats)) for p in (policy, state))
+    if given != wanted:
+        raise ConfigError(f"--init-from {path} has other networks or observations than this run is configured for")
+    return state._replace(params=policy.params, stats=policy.stats)
 
 
 def _crossed(interval: int, before: int, after: int) -> bool:

@@ -13,8 +13,8 @@ from aloha_jax import networks, ppo
 from aloha_jax.config import Config
 from aloha_jax.env import Env, EnvState, Observation
 from aloha_jax.networks import RunningStats, as_inputs, normalize_inputs, vector_inputs
-from aloha_jax.policy import clip_action, make_network
-from aloha_jax.ppo import Hyperparameters, Transition
+from aloha_jax.policy import Policy, act, clip_action, make_network
+from aloha_jax.ppo import Coefficients, Hyperparameters, Transition
 
 # Bounds and factor of the adaptive learning rate (Schulman et al. 2017 adapt a KL penalty the same way, section 4).
 LEARNING_RATE_BOUNDS, LEARNING_RATE_FACTOR = (1e-5, 2e-3), 1.2
@@ -73,22 +73,28 @@ def init_run(config: Config, env: Env, network: nn.Module | None = None) -> RunS
 TrainStep = Callable[[RunState], tuple[RunState, dict[str, jax.Array]]]
 
 
-def make_train_step(config: Config, env: Env, network: nn.Module | None = None) -> TrainStep:
-    """The jitted `train_step(run) -> (run, metrics)`; `run`'s buffers are donated."""
-    return jax.jit(functools.partial(_train_step, config, env, network or make_network(config)), donate_argnums=0)
+def make_train_step(config: Config, env: Env, network: nn.Module | None = None, teacher: Policy | None = None) -> TrainStep:
+    """The jitted `train_step(run) -> (run, metrics)`; `run`'s buffers are donated. `teacher` sees the privileged observation."""
+    step = functools.partial(_train_step, config, env, network or make_network(config), teacher)
+    return jax.jit(step, donate_argnums=0)
 
 
-def _train_step(config: Config, env: Env, network: nn.Module, run: RunState) -> tuple[RunState, dict[str, jax.Array]]:
+def _train_step(
+    config: Config, env: Env, network: nn.Module, teacher: Policy | None, run: RunState
+) -> tuple[RunState, dict[str, jax.Array]]:
     optimizer, hp = make_optimizer(config), hyperparameters(config)
     key, rollout_key, update_key = jax.random.split(run.key, 3)
     opt_state = _schedule(config, run)
-    collected = rollout(config, env, network, run, rollout_key)
+    collected = rollout(config, env, network, run, rollout_key, teacher)
     batch = ppo.make_batch(collected.transitions, collected.last_value, config.gamma, config.gae_lambda)
     apply: Any = network.apply
-    params, opt_state, metrics = ppo.update(run.params, opt_state, batch, update_key, apply, optimizer, hp)
+    distill = _linear(config, run.update, config.distill_coef, config.distill_coef_final)
+    coef = Coefficients(config.ppo_coef, distill)
+    params, opt_state, metrics = ppo.update(run.params, opt_state, batch, update_key, apply, optimizer, hp, coef)
     if config.lr_schedule == "adaptive":
         assert config.target_kl is not None  # Config.validate
         opt_state = _adapt(opt_state, metrics["approx_kl"], config.target_kl)
+    params = _cap_log_std(config, params, run.update + 1)
     stats = {name: stats.update(collected.vectors[name]) for name, stats in run.stats.items()}
     metrics |= collected.episodes | {"learning_rate": opt_state.hyperparams["learning_rate"]}
     return RunState(params, opt_state, stats, collected.env, key, run.update + 1), metrics
@@ -112,9 +118,12 @@ class Rollout(NamedTuple):
     episodes: dict[str, jax.Array]
 
 
-def rollout(config: Config, env: Env, network: nn.Module, run: RunState, key: jax.Array) -> Rollout:
-    """`config.n_steps` steps of every world under the policy of `run`."""
+def rollout(
+    config: Config, env: Env, network: nn.Module, run: RunState, key: jax.Array, teacher: Policy | None = None
+) -> Rollout:
+    """`config.n_steps` steps of every world under the policy of `run`, in which the teacher takes a share of the actions."""
     apply: Any = network.apply
+    mix = _linear(config, run.update, config.teacher_mix, config.teacher_mix_final)
 
     def value_of(inputs: dict[str, jax.Array]) -> Any:
         return network.apply(run.params, inputs, method="value")
@@ -125,7 +134,12 @@ def rollout(config: Config, env: Env, network: nn.Module, run: RunState, key: ja
         distribution, value = apply(run.params, inputs)
         action = networks.sample(distribution, key)
         log_prob = networks.log_prob(distribution, action)
-        after = env.step(state, clip_action(config, action))
+        executed, own, teacher_action = clip_action(config, action), None, None
+        if teacher is not None:
+            teacher_action = act(teacher.config, teacher.params, teacher.stats, state.privileged, None)
+            own = jax.random.uniform(jax.random.fold_in(key, 1), (env.num_envs,)) >= mix
+            executed = jnp.where(own[:, None], executed, teacher_action)
+        after = env.step(state, executed)
         # Only truncated episodes need the value of where they ended, and most steps truncate none.
         final_value = jax.lax.cond(
             after.truncated.any(),
@@ -133,7 +147,8 @@ def rollout(config: Config, env: Env, network: nn.Module, run: RunState, key: ja
             lambda: jnp.zeros_like(value),
         )
         reward = after.arm_reward if value.ndim == 2 else after.reward
-        transition = Transition(inputs, action, log_prob, value, final_value, reward, after.terminated, after.truncated)
+        ends = (after.terminated, after.truncated)
+        transition = Transition(inputs, action, log_prob, value, final_value, reward, *ends, own, teacher_action)
         return after, (transition, vector_inputs(raw), _episode_sums(after))
 
     state, (transitions, raw, episodes) = jax.lax.scan(step, run.env, jax.random.split(key, config.n_steps))
@@ -147,8 +162,8 @@ def _inputs(config: Config, obs: Observation, privileged: jax.Array) -> dict[str
 
 
 def _episode_sums(state: EnvState) -> dict[str, jax.Array]:
-    """Sums over the worlds whose episode has just ended, for means over any number of steps."""
-    ended = state.done
+    """Sums over the worlds whose episode from a start of the task has just ended, for means over any number of steps."""
+    ended = state.done & state.task_start
     sums = {
         "episodes": ended,
         "episode_reward": ended * state.episode.total_reward,
@@ -158,6 +173,20 @@ def _episode_sums(state: EnvState) -> dict[str, jax.Array]:
         "invalid_worlds": state.invalid,
     }
     return {name: x.sum().astype(jnp.float32) for name, x in sums.items()}
+
+
+def _cap_log_std(config: Config, params: Any, update: jax.Array) -> Any:
+    """Exploration that must end: the log standard deviation, held under its falling cap."""
+    if config.log_std_final is None:
+        return params
+    cap = _linear(config, update, config.log_std_init, config.log_std_final)
+    return {**params, "params": {**params["params"], "log_std": jnp.minimum(params["params"]["log_std"], cap)}}
+
+
+def _linear(config: Config, update: jax.Array, first: float, last: float | None) -> jax.Array:
+    """From `first` to `last` (None: the same) over the run."""
+    progress = jnp.minimum(update / config.num_updates, 1.0)
+    return first + progress * ((first if last is None else last) - first)
 
 
 def _schedule(config: Config, run: RunState) -> optax.OptState:

@@ -20,6 +20,8 @@ ORDER = [
     "tasks",
     "actions",
     "pixels",
+    "archive",
+    "env_state",
     "env",
     "networks",
     "policy",

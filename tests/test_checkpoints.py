@@ -52,7 +52,7 @@ def observations(config: Config, n: int) -> Any:
     pixels = rng.integers(0, 256, (n, config.image_height, config.image_width, 3), dtype=np.uint8)
     agent_pos = rng.normal(size=(n, 14)).astype(np.float32)
     if config.obs == "state":
-        return rng.normal(size=(n, 143)).astype(np.float32)
+        return rng.normal(size=(n, 142)).astype(np.float32)
     return {"pixels": pixels, "agent_pos": agent_pos} if config.obs == "pixels_agent_pos" else pixels
 
 

@@ -162,10 +162,10 @@ def test_shapes_and_types_are_as_documented() -> None:
     assert signature(stepped) == signature(state)  # or `scan` would refuse and `jit` compile again
     assert jax.eval_shape(env.step, jax.eval_shape(env.reset, jax.random.key(0)), HOLD) == jax.eval_shape(lambda: stepped)
     expected = {
-        "obs": ((3, 143), jnp.float32),
-        "privileged": ((3, 143), jnp.float32),
-        "final_obs": ((3, 143), jnp.float32),
-        "final_privileged": ((3, 143), jnp.float32),
+        "obs": ((3, 142), jnp.float32),
+        "privileged": ((3, 142), jnp.float32),
+        "final_obs": ((3, 142), jnp.float32),
+        "final_privileged": ((3, 142), jnp.float32),
         "qpos": ((3, 30), jnp.float32),
         "final_qpos": ((3, 30), jnp.float32),
         "target": ((3, 14), jnp.float32),
@@ -532,7 +532,7 @@ def test_pictures_are_of_the_worlds_they_belong_to(obs: str) -> None:
     before, now, final = pictures
     assert (now != final).any(axis=(1, 2, 3)).tolist() == [False, True, False]  # one world shows its next episode
     assert (before != final).any(axis=(1, 2, 3)).all()
-    assert stepped.privileged.shape == (NUM_ENVS, 143)
+    assert stepped.privileged.shape == (NUM_ENVS, 142)
 
 
 # --- Mistakes ------------------------------------------------------------------------------------------------------------------

@@ -418,13 +418,13 @@ def test_both_arms_see_the_same_in_their_own_frames(task: Insertion) -> None:
         quat = rng.normal(size=(num_worlds, 4))
         qpos[:, start + 3 : start + 7] = quat / np.linalg.norm(quat, axis=1, keepdims=True)
     qvel = rng.normal(size=(num_worlds, 28))
-    target, time_left = rng.normal(size=(num_worlds, 14)).astype(np.float32), jnp.full(num_worlds, 0.5)
+    target = rng.normal(size=(num_worlds, 14)).astype(np.float32)
     grasp = np.zeros((num_worlds, 2), np.float32)
     found = []
     for pose, velocity, aim in ((qpos, qvel, target), (*turned_about_the_centre(qpos, qvel), swap_arms(target))):
         physics = engine.reset(jnp.asarray(pose, jnp.float32), jnp.asarray(velocity, jnp.float32))
         progress = Progress(jnp.asarray(grasp), jnp.zeros((num_worlds, 2)), jnp.zeros(num_worlds, jnp.int32))
-        features = np.asarray(task.features(physics, jnp.asarray(aim), progress, time_left))
+        features = np.asarray(task.features(physics, jnp.asarray(aim), progress))
         touches = np.stack(list(task.touches(physics).values()))
         found.append((task.geometry(physics), features[:, :136].reshape(num_worlds, 2, 68), touches))
     (geometry, blocks, touches), (turned_geometry, turned_blocks, turned_touches) = found
@@ -457,20 +457,18 @@ def test_agent_pos_is_gym_alohas(task: Insertion, expert_replay: Replay, gym_alo
         np.testing.assert_allclose(ours[world], sim.BimanualViperXTask.get_qpos(gym_aloha_physics), atol=1e-6)
 
 
-def test_features_are_143_finite_numbers_of_about_one(task: Insertion, expert_replay: Replay, clumsy_replay: Replay) -> None:
+def test_features_are_142_finite_numbers_of_about_one(task: Insertion, expert_replay: Replay, clumsy_replay: Replay) -> None:
     for recorded in (expert_replay, clumsy_replay):
         physics, progress = flat(recorded)
         num_worlds = len(physics.qpos)
-        time_left = jnp.linspace(1, 0, num_worlds)
-        features = task.features(physics, jnp.zeros((num_worlds, 14)), progress, time_left)
-        assert features.shape == (num_worlds, 143)
+        features = task.features(physics, jnp.zeros((num_worlds, 14)), progress)
+        assert features.shape == (num_worlds, 142)
         assert features.dtype == jnp.float32
         assert np.isfinite(features).all()
         on_table = ~np.asarray(task.lost(physics))
         assert np.abs(features[on_table]).max() < 10
-        np.testing.assert_array_equal(features[:, -1], time_left)
-        np.testing.assert_allclose(features[:, -2], progress.best_level / 4)
-        np.testing.assert_allclose(features[:, -7:-4], jnp.stack(task.mating_error(task.geometry(physics)), axis=1), atol=1e-6)
+        np.testing.assert_allclose(features[:, -1], progress.best_level / 4)
+        np.testing.assert_allclose(features[:, -6:-3], jnp.stack(task.mating_error(task.geometry(physics)), axis=1), atol=1e-6)
 
 
 def test_features_by_hand(task: Insertion) -> None:
@@ -483,7 +481,7 @@ def test_features_by_hand(task: Insertion) -> None:
     qvel[0, scene.PEG_QVEL], qvel[0, scene.SOCKET_QVEL] = (1, 2, 3, 10, 0, 5), (4, 5, 6, 0, 20, 0)
     progress = Progress(jnp.array([[0.25, 0.75]]), jnp.zeros((1, 2)), jnp.zeros(1, jnp.int32))
     physics = physics._replace(qpos=jnp.asarray(qpos), qvel=jnp.asarray(qvel))
-    features = np.asarray(task.features(physics, jnp.full((1, 14), 0.5), progress, jnp.ones(1)))
+    features = np.asarray(task.features(physics, jnp.full((1, 14), 0.5), progress))
     left, right = both = features[0, :136].reshape(2, 68)
     shut = -0.01844 / (0.058 - 0.01844)  # of a finger at 0 m
     np.testing.assert_allclose(left[:7], [0.1, 0, 0, 0, 0, 0, shut], atol=1e-6)
@@ -503,7 +501,7 @@ def test_features_by_hand(task: Insertion) -> None:
 def test_features_tell_what_the_fingers_feel(task: Insertion) -> None:
     physics = touching(task, {"peg_finger_left"}, {"socket_table"}, {"peg_socket"}, {"peg_pin"}, set())
     progress = Progress(jnp.zeros((5, 2)), jnp.zeros((5, 2)), jnp.zeros(5, jnp.int32))
-    features = np.asarray(task.features(physics, jnp.zeros((5, 14)), progress, jnp.ones(5)))
+    features = np.asarray(task.features(physics, jnp.zeros((5, 14)), progress))
     changed = [set(np.flatnonzero(row != features[-1])) for row in features[:-1]]
     contacts = 21 + 33  # behind an arm's own joints and its object
     assert changed == [{68 + contacts}, {contacts + 2}, {139}, {140}]

@@ -31,6 +31,7 @@ class ToyState(NamedTuple):
     truncated: jax.Array
     invalid: jax.Array
     episode: Episode
+    task_start: jax.Array
 
     @property
     def done(self) -> jax.Array:
@@ -65,7 +66,7 @@ class ToyEnv:
         integers, floats, no = (jnp.zeros(self.num_envs, dtype) for dtype in (int, float, bool))
         episode = Episode(floats, integers, integers)
         arms = jnp.zeros((self.num_envs, self.num_arms))
-        return ToyState(world, integers, key, obs, obs, obs, obs, floats, arms, integers, no, no, no, episode)
+        return ToyState(world, integers, key, obs, obs, obs, obs, floats, arms, integers, no, no, no, episode, ~no)
 
     def step(self, state: ToyState, action: jax.Array) -> ToyState:
         world, reward, terminated = jax.vmap(self.move)(state.world, action)

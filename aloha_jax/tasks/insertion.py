@@ -146,10 +146,10 @@ class Insertion:
 
     def start_progress(self, physics: Physics) -> Progress:
         """Progress of fresh worlds."""
-        num_worlds = physics.qpos.shape[0]
-        grasp = jnp.zeros((num_worlds, 2))
-        potential = self._potential(self.geometry(physics), grasp, self.touches(physics))
-        return Progress(grasp, potential, jnp.zeros(num_worlds, jnp.int32))
+        geometry, touch = self.geometry(physics), self.touches(physics)
+        # An episode that starts in the middle of the task is not paid for what is there already.
+        grasp = self._holds(geometry, touch)
+        return Progress(grasp, self._potential(geometry, grasp, touch), self.level(physics))
 
     def dense(
         self, physics: Physics, progress: Progress, level: jax.Array, failed: jax.Array, action: jax.Array
@@ -241,14 +241,13 @@ class Insertion:
         finger = physics.qpos[:, FINGER_QPOS[arm], None]
         return jnp.concatenate([physics.qpos[:, ARM_QPOS[arm]], normalize_puppet_gripper_position(finger)], axis=1)
 
-    def features(self, physics: Physics, target: jax.Array, progress: Progress, time_left: jax.Array) -> jax.Array:
-        """The privileged observation, float32[N, 143]: one block of 68 per arm in its own frame, then 7 shared by both.
+    def features(self, physics: Physics, target: jax.Array, progress: Progress) -> jax.Array:
+        """The privileged observation, float32[N, 142]: one block of 68 per arm in its own frame, then 6 shared by both.
 
         Args:
             physics: N worlds.
             target: float32[N, 14], the arms' current control targets.
             progress: the episodes' progress.
-            time_left: float32[N], share of gym_aloha's 300 steps still to come.
         """
         geometry, touch = self.geometry(physics), self.touches(physics)
         lift = self._lift(geometry, progress.grasp)
@@ -259,7 +258,7 @@ class Insertion:
             jnp.stack([progress.grasp, lift], axis=-1),
             self._other_object(geometry),
         ]
-        shared = [*self.mating_error(geometry), touch["peg_socket"], touch["peg_pin"], progress.best_level / MAX_LEVEL, time_left]
+        shared = [*self.mating_error(geometry), touch["peg_socket"], touch["peg_pin"], progress.best_level / MAX_LEVEL]
         per_arm = jnp.concatenate(blocks, axis=-1).reshape(physics.qpos.shape[0], -1)
         return jnp.concatenate([per_arm, jnp.stack([jnp.asarray(x, jnp.float32) for x in shared], axis=1)], axis=1)
 
