@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aloha_jax import quality
 from aloha_jax.actions import delta_target, target_limits
 from aloha_jax.config import Config
 from aloha_jax.engines import Physics, make_engine
@@ -41,12 +42,14 @@ class Rollout(NamedTuple):
         seed: its start pose is that of `env.reset(seed=seed)` in gym_aloha.
         levels: int[length], the official reward of each step.
         qpos: float[length, 30], joint positions after each step.
+        targets: float[length, 14], the joint targets of each step.
         frames: uint8[480, 640, 3] per step, if the simulator rendered any; else None.
     """
 
     seed: int
     levels: np.ndarray
     qpos: np.ndarray
+    targets: np.ndarray
     frames: list[np.ndarray] | None = None
 
 
@@ -62,8 +65,11 @@ class Report:
         mean_return: see `mean_reward`.
         mean_max_reward: mean over episodes of the highest level reached.
         mean_length: mean number of control steps.
+        clean_rate: share of episodes that succeeded cleanly (`quality.Quality.clean`).
+        mean_jerk: mean over episodes of `quality.jerk`, rad/s^3.
         level_rates: level "1".."4" -> share of episodes that reached it or a higher one.
-        episodes: per episode its seed, return, highest level, the step at which each level was first reached, and length.
+        episodes: per episode its seed, return, highest level, the step at which each level was first reached, length, and of
+            those that succeeded how well the peg was inserted (`quality.Quality`).
     """
 
     simulator: str
@@ -74,6 +80,8 @@ class Report:
     mean_return: float
     mean_max_reward: float
     mean_length: float
+    clean_rate: float
+    mean_jerk: float
     level_rates: dict[str, float]
     episodes: list[dict[str, Any]]
 
@@ -102,6 +110,7 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
 def summarize(rollouts: list[Rollout], simulator: str) -> Report:
     """The report on some episodes."""
     best = np.array([r.levels.max(initial=0) for r in rollouts])
+    qualities = [quality.measure(r.qpos) if r.levels.max(initial=0) == NUM_LEVELS else None for r in rollouts]
     returns = np.array([r.levels.sum() for r in rollouts])
     episodes = [
         {
@@ -110,8 +119,9 @@ def summarize(rollouts: list[Rollout], simulator: str) -> Report:
             "max_level": int(r.levels.max(initial=0)),
             "levels": {str(k): int(np.argmax(r.levels >= k)) + 1 for k in range(1, NUM_LEVELS + 1) if (r.levels >= k).any()},
             "length": len(r.levels),
+            **({} if q is None else {"clean": q.clean} | {name: round(x, 2) for name, x in q._asdict().items()}),
         }
-        for r in rollouts
+        for r, q in zip(rollouts, qualities, strict=True)
     ]
     successes = int((best == NUM_LEVELS).sum())
     return Report(
@@ -123,6 +133,8 @@ def summarize(rollouts: list[Rollout], simulator: str) -> Report:
         mean_return=float(returns.mean()),
         mean_max_reward=float(best.mean()),
         mean_length=float(np.mean([len(r.levels) for r in rollouts])),
+        clean_rate=sum(q is not None and q.clean for q in qualities) / len(rollouts),
+        mean_jerk=float(np.mean([quality.jerk(r.targets) for r in rollouts])),
         level_rates={str(k): float((best >= k).mean()) for k in range(1, NUM_LEVELS + 1)},
         episodes=episodes,
     )
@@ -142,18 +154,21 @@ class EngineEvaluator:
 
     def __call__(self, policy: Policy, key: jax.Array | None = None) -> tuple[list[Rollout], np.ndarray]:
         """The episodes, and each one's sum of the environment's own (training) rewards, float[N]."""
-        levels, qpos, rewards, done = jax.device_get(self._run(policy.params, policy.stats, self._starts, key))
+        levels, qpos, targets, rewards, done = jax.device_get(self._run(policy.params, policy.stats, self._starts, key))
         ends = np.where(done.any(axis=0), done.argmax(axis=0) + 1, len(done))
-        rollouts = [Rollout(s, levels[:end, i], qpos[:end, i]) for i, (s, end) in enumerate(zip(self._seeds, ends, strict=True))]
+        rollouts = [
+            Rollout(seed, levels[:end, i], qpos[:end, i], targets[:end, i])
+            for i, (seed, end) in enumerate(zip(self._seeds, ends, strict=True))
+        ]
         return rollouts, np.array([rewards[:end, i].sum() for i, end in enumerate(ends)])
 
 
 def _engine_episodes(config: Config, env: Env, params: Any, stats: Any, starts: jax.Array, key: jax.Array | None) -> Any:
-    """Levels [T, N], positions [T, N, 30], rewards [T, N] and ends [T, N] of one episode per world."""
+    """Levels [T, N], positions [T, N, 30], targets [T, N, 14], rewards and ends [T, N] of one episode per world."""
 
     def step(state: EnvState, key: jax.Array | None) -> Any:
         state = env.step(state, act(config, params, stats, state.obs, key))
-        return state, (state.level, state.final_qpos, state.reward, state.done)
+        return state, (state.level, state.final_qpos, state.target, state.reward, state.done)
 
     keys = None if key is None else jax.random.split(key, env.episode_length)
     return jax.lax.scan(step, env.reset_from(starts), keys, length=env.episode_length)[1]
@@ -224,7 +239,7 @@ def gym_aloha_episodes(policy: Policy, seeds: list[int], stochastic: bool, keep_
         _render_only_what_is_seen(env, needed=keep or policy.config.has_pixels)
         observation, _ = env.reset(seed=seed)
         controller.reset(data.qpos, data.qvel)
-        levels, qpos, frames = [], [], []
+        levels, qpos, targets, frames = [], [], [], []
         done, step = False, 0
         while not done:
             key = jax.random.fold_in(jax.random.key(seed), step) if stochastic else None
@@ -233,9 +248,10 @@ def gym_aloha_episodes(policy: Policy, seeds: list[int], stochastic: bool, keep_
             done, step = terminated or truncated, step + 1
             levels.append(int(reward))
             qpos.append(data.qpos.copy())
+            targets.append(action)
             if keep:
                 frames.append(observation["pixels"]["top"])
-        yield Rollout(seed, np.array(levels), np.array(qpos), frames or None)
+        yield Rollout(seed, np.array(levels), np.array(qpos), np.array(targets), frames or None)
     env.close()
 
 

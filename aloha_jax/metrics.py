@@ -216,6 +216,7 @@ def report_table(report: Report) -> Table:
     rows = {
         "episodes": report.n_episodes,
         "success": f"{report.success_rate:.1%}  (95 % interval {low:.1%} .. {high:.1%})",
+        "clean insertion": f"{report.clean_rate:.1%}",
         "mean highest level": f"{report.mean_max_reward:.2f}",
         "mean return": f"{report.mean_return:.1f}",
         "mean length": f"{report.mean_length:.1f}",

@@ -18,6 +18,7 @@ ORDER = [
     "expert",
     "engines",
     "tasks",
+    "quality",
     "actions",
     "pixels",
     "archive",

@@ -22,6 +22,7 @@ from aloha_jax.config import PRESETS, Config
 from aloha_jax.env import make_from_config
 from aloha_jax.evaluation import Rollout, evaluate, summarize, wilson_interval
 from aloha_jax.policy import Policy, init_params, init_stats
+from aloha_jax.tasks.insertion import Insertion
 from tests.small_run import PIXELS, STATE, small_run
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +48,8 @@ def test_wilson_interval(successes: int, trials: int, low: float, high: float) -
 
 
 def rollout(seed: int, levels: list[int]) -> Rollout:
-    return Rollout(seed, np.array(levels), np.zeros((len(levels), 30)))
+    qpos = Insertion.start_from_seed(seed)
+    return Rollout(seed, np.array(levels), np.tile(qpos, (len(levels), 1)), np.zeros((len(levels), 14)))
 
 
 def test_a_report_by_hand() -> None:
@@ -60,6 +62,13 @@ def test_a_report_by_hand() -> None:
     assert report.mean_max_reward == pytest.approx((4 + 3 + 0) / 3)
     assert report.mean_length == 4.0
     assert report.level_rates == pytest.approx({"1": 2 / 3, "2": 2 / 3, "3": 2 / 3, "4": 1 / 3})
+    assert report.clean_rate == 0.0  # peg and socket are where they started
+    assert report.mean_jerk == 0.0
+    first = report.episodes[0]
+    insertion = {name: first.pop(name) for name in ("clean", "tilt", "depth", "penetration")}
+    assert insertion["clean"] is False
+    assert insertion["tilt"] == insertion["penetration"] == 0.0
+    assert insertion["depth"] < 0
     assert report.episodes == [
         {"seed": 7, "return": 7, "max_level": 4, "levels": {"1": 2, "2": 3, "3": 4, "4": 4}, "length": 4},
         {"seed": 8, "return": 4, "max_level": 3, "levels": {"1": 3, "2": 5, "3": 5}, "length": 5},

@@ -159,7 +159,7 @@ class Silent:
 
 
 def test_a_report_is_printed_as_json_where_no_one_looks(capsys: pytest.CaptureFixture[str]) -> None:
-    report = summarize([Rollout(0, np.array([0, 4]), np.zeros((2, 30)))], "c")
+    report = summarize([Rollout(0, np.array([0, 4]), np.zeros((2, 30)), np.zeros((2, 14)))], "c")
     print_report(report, {"video": "film.mp4"})
     assert capsys.readouterr().out == report.to_json() + "\n"
 

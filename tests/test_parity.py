@@ -53,7 +53,7 @@ def judged(plans: np.ndarray) -> list[Rollout]:
             qpos.append(physics.data.qpos.copy())
             if levels[-1] == 4:
                 break
-        rollouts.append(Rollout(seed, np.array(levels), np.array(qpos)))
+        rollouts.append(Rollout(seed, np.array(levels), np.array(qpos), np.zeros((len(levels), 14))))
     return rollouts
 
 
@@ -70,7 +70,10 @@ def replay(physics: str, plans: np.ndarray) -> list[Rollout]:
     levels, qpos = jax.device_get(run(jnp.asarray(starts, jnp.float32), jnp.asarray(plans)))
     done = levels == 4
     ends = np.where(done.any(axis=0), done.argmax(axis=0) + 1, len(levels))
-    return [Rollout(seed, levels[:end, i], qpos[:end, i]) for i, (seed, end) in enumerate(zip(SEEDS, ends, strict=True))]
+    return [
+        Rollout(seed, levels[:end, i], qpos[:end, i], np.zeros((end, 14)))
+        for i, (seed, end) in enumerate(zip(SEEDS, ends, strict=True))
+    ]
 
 
 @pytest.mark.parametrize("seed", [0, 1])

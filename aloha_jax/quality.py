@@ -1,0 +1,71 @@
+"""How well an insertion was done, beyond gym_aloha's reward, which a tilted peg that just touches the pin earns as well."""
+
+import functools
+from typing import NamedTuple
+
+import mujoco
+import numpy as np
+
+from aloha_jax.scene import PEG_QPOS, SOCKET_QPOS, SOCKET_WALLS, make_scene
+from aloha_jax.tasks.insertion import HALF_LENGTH, MOUTH
+
+MAX_TILT, MIN_DEPTH, MAX_PENETRATION = 15.0, 20.0, 1.0  # degrees, mm, mm
+CONTROL_STEP = 0.02  # seconds
+
+
+class Quality(NamedTuple):
+    """One episode, judged at its last step.
+
+    Attributes:
+        tilt: angle between the axes of peg and socket, degrees.
+        depth: of the peg's tip inside the socket's mouth along the socket's axis, mm; negative in front of it.
+        penetration: deepest overlap of the peg with a wall of the socket or the pin at any step, mm.
+    """
+
+    tilt: float
+    depth: float
+    penetration: float
+
+    @property
+    def clean(self) -> bool:
+        """Whether the peg is straight and all the way in, and went there without passing through anything."""
+        return self.tilt <= MAX_TILT and self.depth >= MIN_DEPTH and self.penetration <= MAX_PENETRATION
+
+
+def measure(qpos: np.ndarray) -> Quality:
+    """The quality of an episode of joint positions float[T, 30]."""
+    model, peg, socket_parts = _model()
+    data = mujoco.MjData(model)
+    deepest = 0.0
+    for pose in qpos:
+        data.qpos[:] = pose
+        mujoco.mj_kinematics(model, data)
+        mujoco.mj_comPos(model, data)  # collision detection needs the bodies' bounding volumes where they are now
+        mujoco.mj_collision(model, data)
+        pairs = data.contact.geom
+        between = ((pairs == peg).any(axis=1)) & np.isin(pairs, socket_parts).any(axis=1)
+        deepest = max(deepest, -1e3 * float(data.contact.dist[between].min(initial=0.0)))
+    axes = [_rotation(qpos[-1][part][3:])[:, 0] for part in (PEG_QPOS, SOCKET_QPOS)]
+    # The peg's mating end is at -x of its frame, the socket's mouth at +x of its own.
+    tip = qpos[-1][PEG_QPOS][:3] - HALF_LENGTH * axes[0]
+    along = float((tip - qpos[-1][SOCKET_QPOS][:3]) @ axes[1])
+    tilt = float(np.degrees(np.arccos(np.clip(axes[0] @ axes[1], -1.0, 1.0))))
+    return Quality(tilt, 1e3 * (MOUTH - along), deepest)
+
+
+def jerk(targets: np.ndarray) -> float:
+    """Mean absolute third derivative of the twelve arm joints' targets, rad/s^3, of an episode's targets float[T, 14]."""
+    arms = np.delete(targets, (6, 13), axis=1)  # without the grippers
+    return float(np.abs(np.diff(arms, n=3, axis=0)).mean() / CONTROL_STEP**3) if len(arms) > 3 else 0.0
+
+
+@functools.cache
+def _model() -> tuple[mujoco.MjModel, int, list[int]]:
+    model = make_scene(physics="exact").model
+    return model, model.geom("red_peg").id, [model.geom(name).id for name in (*SOCKET_WALLS, "pin")]
+
+
+def _rotation(quat: np.ndarray) -> np.ndarray:
+    matrix = np.empty(9)
+    mujoco.mju_quat2Mat(matrix, np.asarray(quat, np.float64))
+    return matrix.reshape(3, 3)
