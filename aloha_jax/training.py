@@ -132,12 +132,13 @@ def rollout(
         raw = _inputs(config, state.obs, state.privileged)
         inputs = normalize_inputs(raw, run.stats)
         distribution, value = apply(run.params, inputs)
-        action = networks.sample(distribution, key)
+        action_key, mix_key = jax.random.split(key)
+        action = networks.sample(distribution, action_key)
         log_prob = networks.log_prob(distribution, action)
         executed, own, teacher_action = clip_action(config, action), None, None
         if teacher is not None:
             teacher_action = act(teacher.config, teacher.params, teacher.stats, state.privileged, None)
-            own = jax.random.uniform(jax.random.fold_in(key, 1), (env.num_envs,)) >= mix
+            own = jax.random.uniform(mix_key, (env.num_envs,)) >= mix
             executed = jnp.where(own[:, None], executed, teacher_action)
         after = env.step(state, executed)
         # Only truncated episodes need the value of where they ended, and most steps truncate none.

@@ -51,8 +51,8 @@ def keep_train_steps(patch: pytest.MonkeyPatch) -> list[Any]:
     """A list to which every train step made from now on is added."""
     make, made = training.make_train_step, []
 
-    def keeping(*args: Any) -> Any:
-        made.append(make(*args))
+    def keeping(*args: Any, **options: Any) -> Any:
+        made.append(make(*args, **options))
         return made[-1]
 
     patch.setattr(training, "make_train_step", keeping)

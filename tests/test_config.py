@@ -71,6 +71,17 @@ def test_json_that_lacks_a_setting_takes_its_default() -> None:
         ({"ent_coef": -0.1}, "--ent-coef"),
         ({"vf_coef": float("inf")}, "--vf-coef"),
         ({"log_std_init": float("nan")}, "--log-std-init"),
+        ({"log_std_final": 1.0}, "--log-std-final"),  # above the initial 0
+        ({"log_std_final": float("-inf")}, "--log-std-final"),
+        ({"start_share": 1.5}, "--start-share"),
+        ({"ppo_coef": -1.0}, "--ppo-coef"),
+        ({"ppo_coef": 0.0}, "--ppo-coef"),  # and nothing else to learn from
+        ({"distill_coef": 1.0}, "--teacher"),
+        ({"teacher_mix": 0.5}, "--teacher"),
+        ({"teacher": "x", "distill_coef": -1.0}, "--distill-coef"),
+        ({"teacher": "x", "distill_coef_final": float("nan")}, "--distill-coef-final"),
+        ({"teacher": "x", "teacher_mix": 1.1}, "--teacher-mix"),
+        ({"teacher": "x", "teacher_mix_final": -0.1}, "--teacher-mix-final"),
         ({"seed": -1}, "--seed"),
         ({"seed": 2**32}, "--seed"),
         ({"action_clip": 0.0}, "--action-clip"),

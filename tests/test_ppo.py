@@ -15,7 +15,7 @@ import pytest
 
 from aloha_jax import ppo
 from aloha_jax.networks import ActorCritic, Gaussian
-from aloha_jax.ppo import Batch, Hyperparameters, Transition
+from aloha_jax.ppo import Batch, Coefficients, Hyperparameters, Transition
 
 LOG_SQRT_2PI = 0.9189385  # minus the log density of a standard normal at 0
 
@@ -180,6 +180,34 @@ def test_the_loss_is_a_mean_and_so_are_its_diagnostics(jit: Callable) -> None:
     np.testing.assert_allclose(metrics["clip_fraction"], 4 / 6, rtol=1e-6)  # 1.5 and 0.5, twice each
     # ratio - 1 - log ratio: 0.1 - 0.0953102 = 0.0046898, 0.5 - 0.4054651 = 0.0945349, -0.5 + 0.6931472 = 0.1931472
     np.testing.assert_allclose(metrics["approx_kl"], (0.0046898 + 0.0945349 + 0.1931472) / 3, rtol=1e-5)
+
+
+def test_imitation_by_hand(jit: Callable) -> None:
+    params, batch = lookup_batch([1.0, 1.0], [0.0, 0.0])
+    batch = batch._replace(own=jnp.array([True, True]), teacher_action=jnp.array([[3.0], [-1.0]]))
+    gradients = jit(lambda params, coef: jax.grad(ppo.loss, has_aux=True)(params, table, batch, Hyperparameters(), coef))
+    gradient, metrics = gradients(params, Coefficients(ppo=0.0, distill=0.5))
+    np.testing.assert_allclose(metrics["distill_loss"], (4.5 + 0.5) / 2, rtol=1e-6)
+    np.testing.assert_allclose(gradient["mean"], [[0.5 * -3 / 2], [0.5 * 1 / 2]], rtol=1e-6)
+    np.testing.assert_array_equal(gradient["log_std"], 0.0)
+    np.testing.assert_array_equal(gradients(params, Coefficients(ppo=0.0, distill=0.0))[0]["mean"], 0.0)
+
+
+def test_the_two_objectives_add_up_by_their_weights(jit: Callable) -> None:
+    params, batch = lookup_batch([1.1], [2.0])
+    batch = batch._replace(teacher_action=jnp.array([[3.0]]))
+    gradient = jit(
+        lambda params: jax.grad(ppo.loss, has_aux=True)(params, table, batch, Hyperparameters(), Coefficients(0.25, 0.5))[0]
+    )(params)
+    np.testing.assert_allclose(gradient["mean"], [[0.25 * -2.2 + 0.5 * -3]], rtol=1e-5)
+
+
+def test_what_the_teacher_did_is_no_evidence_for_ppo(jit: Callable) -> None:
+    params, batch = lookup_batch([1.1, 0.9], [2.0, 2.0])
+    batch = batch._replace(own=jnp.array([True, False]))
+    gradient, metrics = jit(lambda params: jax.grad(ppo.loss, has_aux=True)(params, table, batch, Hyperparameters()))(params)
+    np.testing.assert_allclose(gradient["mean"], [[-2.2 / 2], [0.0]], rtol=1e-5)
+    np.testing.assert_allclose(metrics["approx_kl"], 0.0046898 / 2, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

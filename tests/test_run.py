@@ -200,7 +200,7 @@ def test_out_of_memory(resumable: Path, capsys: pytest.CaptureFixture[str], monk
     def exhausted(state: training.RunState) -> Any:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 68719476736 bytes.\nBufferAssignment: ...")
 
-    monkeypatch.setattr(training, "make_train_step", lambda *args: exhausted)
+    monkeypatch.setattr(training, "make_train_step", lambda *args, **options: exhausted)
     before = {name: snapshot(resumable / name) for name in ("checkpoints", "best_model", "final_model")}
     error = refused(capsys, "--resume", str(resumable), "--total-timesteps", "256")
     assert "--n-envs" in error

@@ -1,0 +1,137 @@
+"""Learning from a teacher: who acts, what is imitated, and which teachers are refused."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from aloha_jax import checkpoints, run, training
+from aloha_jax.config import PRESETS, Config, ConfigError
+from aloha_jax.env import Env, make_from_config
+from aloha_jax.policy import Policy, init_params, init_stats, make_network
+
+TEACHER = dataclasses.replace(PRESETS["smoke"], obs="state", network="mirrored", hidden_sizes=(16,), normalize_obs=False)
+STUDENT = dataclasses.replace(
+    PRESETS["smoke"],
+    obs="state",
+    hidden_sizes=(64,),
+    teacher="somewhere",
+    distill_coef=1.0,
+    ppo_coef=0.0,
+    learning_rate=3e-3,
+    log_std_init=-2.0,
+    n_envs=16,
+    n_steps=8,
+    total_timesteps=16 * 8 * 40,
+)
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Policy:
+    """One that moves: its mean action would be all but zero as it is initialised."""
+    params = jax.tree.map(lambda x: 2.0 * x, init_params(TEACHER, jax.random.key(3)))
+    return Policy(TEACHER, params, init_stats(TEACHER))
+
+
+@pytest.fixture(scope="module")
+def env() -> Env:
+    return make_from_config(STUDENT)
+
+
+def test_dagger_brings_the_student_to_its_teacher(teacher: Policy, env: Env) -> None:
+    state = training.init_run(STUDENT, env)
+    train_step = training.make_train_step(STUDENT, env, teacher=teacher)
+    losses = []
+    for _ in range(40):
+        state, metrics = train_step(state)
+        losses.append(float(metrics["distill_loss"]))
+    assert np.mean(losses[-5:]) < 0.1 * losses[0]
+
+
+@pytest.mark.parametrize("mix", [0.0, 1.0])
+def test_the_teacher_acts_in_its_share_of_the_steps(teacher: Policy, env: Env, mix: float) -> None:
+    """All of them or none: the worlds then go where the teacher, or the student's sampled actions, take them."""
+    config = dataclasses.replace(STUDENT, teacher_mix=mix)
+    state = training.init_run(config, env)
+    start, key = jax.tree.map(lambda x: x.copy(), state.env), jax.random.key(0)
+    collected = jax.jit(lambda state: training.rollout(config, env, make_network(config), state, key, teacher))(state)
+    transitions = collected.transitions
+    assert transitions.own is not None
+    assert transitions.teacher_action is not None
+    assert (np.asarray(transitions.own) == (mix == 0.0)).all()
+    step = jax.jit(env.step)
+    world = start
+    for t in range(config.n_steps):
+        theirs = teacher.act(world.privileged)
+        np.testing.assert_allclose(transitions.teacher_action[t], theirs, atol=1e-4)
+        world = step(world, theirs if mix else transitions.action[t])
+    np.testing.assert_allclose(collected.env.qpos, world.qpos, atol=1e-3)
+
+
+def test_a_share_in_between_is_that_share(teacher: Policy, env: Env) -> None:
+    config = dataclasses.replace(STUDENT, teacher_mix=0.5, teacher_mix_final=0.1, n_steps=64, total_timesteps=16 * 64 * 4)
+    state = training.init_run(config, env)
+    network = make_network(config)
+
+    def own(update: jax.Array) -> jax.Array:
+        chosen = training.rollout(config, env, network, state._replace(update=update), jax.random.key(0), teacher).transitions.own
+        assert chosen is not None
+        return chosen
+
+    own_jitted = jax.jit(own)
+    for update, share in ((0, 0.5), (2, 0.3), (4, 0.1)):
+        assert 1 - own_jitted(jnp.array(update)).mean() == pytest.approx(share, abs=0.06)
+
+
+def test_exploration_ends_under_its_cap(env: Env) -> None:
+    config = dataclasses.replace(STUDENT, teacher=None, distill_coef=0.0, ppo_coef=1.0, log_std_init=0.0, log_std_final=-1.0)
+    config = dataclasses.replace(config, total_timesteps=config.rollout_size * 4)
+    state = training.init_run(config, env)
+    train_step = training.make_train_step(config, env)
+    for cap in (-0.25, -0.5, -0.75, -1.0):
+        state, _ = train_step(state)
+        log_std = state.params["params"]["log_std"]
+        assert log_std.max() <= cap + 1e-6
+        assert log_std.min() > cap - 0.2
+
+
+@pytest.fixture(scope="module")
+def saved(teacher: Policy, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "teacher"
+    checkpoints.save_model(path, teacher)
+    return path
+
+
+def test_a_saved_teacher_is_the_teacher(teacher: Policy, saved: Path) -> None:
+    loaded = run.load_teacher(dataclasses.replace(STUDENT, teacher=str(saved)))
+    assert loaded is not None
+    obs = jax.random.normal(jax.random.key(0), (3, 142))
+    np.testing.assert_array_equal(loaded.act(obs), teacher.act(obs))
+
+
+def test_teachers_that_do_not_fit_are_refused(saved: Path, tmp_path: Path) -> None:
+    blind = dataclasses.replace(PRESETS["smoke"], obs="pixels", privileged_critic=False)
+    checkpoints.save_model(tmp_path / "blind", Policy(blind, init_params(blind, jax.random.key(0)), init_stats(blind)))
+    with pytest.raises(ConfigError, match=r"--teacher .* sees pixels"):
+        run.load_teacher(dataclasses.replace(STUDENT, teacher=str(tmp_path / "blind")))
+    with pytest.raises(ConfigError, match=r"--teacher .* --action delta"):
+        run.load_teacher(dataclasses.replace(STUDENT, teacher=str(saved), action="absolute"))
+    with pytest.raises(checkpoints.CheckpointError, match="nowhere"):
+        run.load_teacher(dataclasses.replace(STUDENT, teacher=str(tmp_path / "nowhere")))
+
+
+def test_a_run_starts_from_another_models_parameters(teacher: Policy, saved: Path, env: Env) -> None:
+    state = training.init_run(TEACHER, make_from_config(TEACHER))
+    begun = run.initialized_from(str(saved), state)
+    for ours, theirs in zip(jax.tree.leaves(begun.params), jax.tree.leaves(teacher.params), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    other = training.init_run(STUDENT, env)
+    with pytest.raises(ConfigError, match="--init-from"):
+        run.initialized_from(str(saved), other)
+
+
+def test_resuming_needs_no_flags_for_the_teacher(saved: Path) -> None:
+    assert Config.from_json(dataclasses.replace(STUDENT, teacher=str(saved)).to_json()).teacher == str(saved)
