@@ -104,17 +104,18 @@ def save_model(directory: Path, policy: Policy) -> None:
     shutil.rmtree(stale, ignore_errors=True)
 
 
-def load_policy(path: str | Path) -> Policy:
+def load_policy(path: str | Path, flag: str = "--model-path") -> Policy:
     """Load a policy from a run (its best model, else its final one, else its newest checkpoint) or one of its models.
 
     Args:
         path: a run directory, its `best_model` or `final_model`, or one step of its `checkpoints`.
+        flag: what the user gave it as, for messages.
 
     Raises:
         CheckpointError: there is nothing to load there, or it does not fit its configuration.
         ConfigError: its configuration is damaged or of another format version.
     """
-    directory = _find_model(Path(path))
+    directory = _find_model(Path(path), flag)
     config = _read_config(directory)
     structure = jax.eval_shape(lambda: {"params": init_params(config, jax.random.key(0)), "stats": init_stats(config)})
     with _Readable(directory), ocp.StandardCheckpointer() as checkpointer:
@@ -128,14 +129,14 @@ def latest_checkpoint(run: Path) -> Path | None:
     return max(steps, key=lambda p: int(p.name), default=None)
 
 
-def _find_model(path: Path) -> Path:
+def _find_model(path: Path, flag: str) -> Path:
     if not path.exists():
-        raise CheckpointError(f"--model-path {path} does not exist")
+        raise CheckpointError(f"{flag} {path} does not exist")
     candidates = [path, path / "best_model", path / "final_model", latest_checkpoint(path)]
     for candidate in candidates:
         if candidate is not None and (candidate / "policy").is_dir():
             return candidate
-    raise CheckpointError(f"--model-path {path} holds no model: give a run, its best_model, final_model or a checkpoints/<step>")
+    raise CheckpointError(f"{flag} {path} holds no model: give a run, its best_model, final_model or a checkpoints/<step>")
 
 
 def _read_config(directory: Path) -> Config:

@@ -7,9 +7,10 @@ import mujoco
 import numpy as np
 
 from aloha_jax.scene import PEG_QPOS, SOCKET_QPOS, SOCKET_WALLS, make_scene
-from aloha_jax.tasks.insertion import HALF_LENGTH, MOUTH
+from aloha_jax.tasks.insertion import MOUTH
 
-MAX_TILT, MIN_DEPTH, MAX_PENETRATION = 15.0, 20.0, 1.0  # degrees, mm, mm
+MAX_TILT, MIN_DEPTH, MAX_PENETRATION = 15.0, 19.9, 1.0  # degrees, mm (contact has a tolerance), mm
+MATING_CORNERS = np.array([[-0.06, y, z] for y in (-0.01, 0.01) for z in (-0.01, 0.01)])  # of the peg, in its frame, metres
 CONTROL_STEP = 0.02  # seconds
 
 
@@ -18,7 +19,8 @@ class Quality(NamedTuple):
 
     Attributes:
         tilt: angle between the axes of peg and socket, degrees.
-        depth: of the peg's tip inside the socket's mouth along the socket's axis, mm; negative in front of it.
+        depth: of the peg's foremost corner inside the socket's mouth along the socket's axis, mm; negative in front of it. The
+            pin's face is at 20, and the episode ends when a corner touches it.
         penetration: deepest overlap of the peg with a wall of the socket or the pin at any step, mm.
     """
 
@@ -45,11 +47,12 @@ def measure(qpos: np.ndarray) -> Quality:
         pairs = data.contact.geom
         between = ((pairs == peg).any(axis=1)) & np.isin(pairs, socket_parts).any(axis=1)
         deepest = max(deepest, -1e3 * float(data.contact.dist[between].min(initial=0.0)))
-    axes = [_rotation(qpos[-1][part][3:])[:, 0] for part in (PEG_QPOS, SOCKET_QPOS)]
+    peg_pose, socket_pose = qpos[-1][PEG_QPOS], qpos[-1][SOCKET_QPOS]
+    peg_frame, socket_axis = _rotation(peg_pose[3:]), _rotation(socket_pose[3:])[:, 0]
     # The peg's mating end is at -x of its frame, the socket's mouth at +x of its own.
-    tip = qpos[-1][PEG_QPOS][:3] - HALF_LENGTH * axes[0]
-    along = float((tip - qpos[-1][SOCKET_QPOS][:3]) @ axes[1])
-    tilt = float(np.degrees(np.arccos(np.clip(axes[0] @ axes[1], -1.0, 1.0))))
+    corners = peg_pose[:3] + MATING_CORNERS @ peg_frame.T
+    along = float(((corners - socket_pose[:3]) @ socket_axis).min())
+    tilt = float(np.degrees(np.arccos(np.clip(peg_frame[:, 0] @ socket_axis, -1.0, 1.0))))
     return Quality(tilt, 1e3 * (MOUTH - along), deepest)
 
 

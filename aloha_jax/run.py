@@ -215,7 +215,7 @@ def load_teacher(config: Config) -> Policy | None:
     """
     if config.teacher is None:
         return None
-    teacher = checkpoints.load_policy(config.teacher)
+    teacher = checkpoints.load_policy(config.teacher, "--teacher")
     if teacher.config.obs != "state":
         raise ConfigError(f"--teacher {config.teacher} sees {teacher.config.obs}; it must be trained with --obs state")
     for name in ("task", "action"):
@@ -232,7 +232,7 @@ def initialized_from(path: str, state: RunState) -> RunState:
         CheckpointError: there is no model.
         ConfigError: its networks are not those of `state`.
     """
-    policy = checkpoints.load_policy(path)
+    policy = checkpoints.load_policy(path, "--init-from")
     given, wanted = (jax.tree.map(lambda x: x.shape, (p.params, p.stats)) for p in (policy, state))
     if given != wanted:
         raise ConfigError(f"--init-from {path} has other networks or observations than this run is configured for")

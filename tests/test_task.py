@@ -235,12 +235,21 @@ def test_objects_outside_the_workspace_are_lost(task: Insertion) -> None:
 # --- Dense reward --------------------------------------------------------------------------------------------------------------
 
 
+def effort_of(actions: np.ndarray) -> np.ndarray:
+    """[N, 2]: what actions [T, N, 14] cost each arm, before the factor of a half."""
+    actions = actions.astype(np.float64)
+    changes = np.diff(actions, axis=0, prepend=np.zeros_like(actions[:1]))
+    return (0.0005 * np.square(actions) + 0.01 * np.square(changes)).sum(axis=0).reshape(-1, 2, 7).sum(axis=2)
+
+
 def test_dense_reward_of_an_episode_telescopes(expert_replay: Replay) -> None:
     potential = expert_replay.progress.potential
-    bonus = 0.5 + 1 + 1 + 10  # every level reached, each paid once
-    effort = 0.0005 * np.square(PLANS, dtype=np.float64).sum(axis=0).reshape(-1, 2, 7).sum(axis=2)
-    expected = 0.5 * (potential[-1] - potential[0] + bonus - effort)
-    np.testing.assert_allclose(expert_replay.reward.sum(axis=0), expected, atol=1e-3)
+    # Every level reached, each paid once; the expert's peg is straight to a degree, of the 20 that cost 6.
+    bonus = 0.5 + 1 + 1 + 10
+    expected = 0.5 * (potential[-1] - potential[0] + bonus - effort_of(PLANS))
+    earned = expert_replay.reward.sum(axis=0)
+    assert (earned < expected).all()
+    np.testing.assert_allclose(earned, expected, atol=0.5 * 6 / 10)
     assert (expert_replay.level.max(axis=0) == 4).all()
     np.testing.assert_array_equal(expert_replay.progress.best_level, np.maximum.accumulate(expert_replay.level))
 
@@ -315,16 +324,16 @@ def test_failure_takes_back_all_potential(task: Insertion, expert_replay: Replay
     # From the start to the failure: nothing but minus what the start was worth, and the fine.
     earned = expert_replay.reward[: STAGE_ENDS["carry"]].sum(axis=0)
     bonus = 0.5 + 1.0
-    effort = 0.0005 * np.square(PLANS[: STAGE_ENDS["carry"]]).sum(axis=0).reshape(-1, 2, 7).sum(axis=2)
+    effort = effort_of(PLANS[: STAGE_ENDS["carry"]])
     expected = 0.5 * (bonus - effort - expert_replay.progress.potential[0] - 1)
     assert (expert_replay.progress.best_level[STAGE_ENDS["carry"]] == 2).all()
     np.testing.assert_allclose((earned + reward)[failed], expected[failed], atol=1e-3)
 
 
 def test_levels_pay_once(task: Insertion) -> None:
-    """0.5, 1, 1 and 10 for levels 1 to 4, to each arm, halved; a level skipped is paid too."""
+    """0.5, 1, 1 and (the objects are parallel) 10 for levels 1 to 4, to each arm, halved; a level skipped is paid too."""
     physics = touching(task, set())
-    progress = Progress(jnp.zeros((1, 2)), task.start_progress(physics).potential, jnp.zeros(1, jnp.int32))
+    progress = task.start_progress(physics)._replace(best_level=jnp.zeros(1, jnp.int32))
     best = 0
     for level, bonus in ((0, 0.0), (1, 0.5), (0, 0.0), (1, 0.0), (3, 2.0), (2, 0.0), (4, 10.0), (4, 0.0)):
         reward, progress = task.dense(physics, progress, jnp.array([level]), jnp.zeros(1, bool), jnp.zeros((1, 14)))
@@ -333,14 +342,29 @@ def test_levels_pay_once(task: Insertion) -> None:
         assert progress.best_level.tolist() == [best]
 
 
-def test_actions_cost_their_square(task: Insertion, expert_replay: Replay) -> None:
+@pytest.mark.parametrize(
+    ("degrees", "bonus"), [(0.0, 10.0), (5.0, 4 + 6 * (1 - 3 * np.sin(np.radians(5)))), (21.0, 4.0), (90.0, 4.0)]
+)
+def test_a_straight_insertion_pays_more(task: Insertion, degrees: float, bonus: float) -> None:
+    physics = objects_at(task, [0.05, 0.5, 0.2], [-0.05, 0.5, 0.2], peg_yaw=np.radians(degrees))
+    progress = task.start_progress(physics)._replace(best_level=jnp.full(1, 3))
+    failed, no_action = jnp.zeros(1, bool), jnp.zeros((1, 14))
+    nothing, _ = task.dense(physics, progress, jnp.array([3]), failed, no_action)
+    inserted, _ = task.dense(physics, progress, jnp.array([4]), failed, no_action)
+    np.testing.assert_allclose(inserted - nothing, [[0.5 * bonus] * 2], atol=1e-4)
+
+
+def test_actions_cost_their_square_and_that_of_their_change(task: Insertion, expert_replay: Replay) -> None:
     physics, progress = at_step(expert_replay, 100)
     level, failed = task.level(physics), jnp.zeros(len(SEEDS), bool)
-    free, _ = task.dense(physics, progress, level, failed, jnp.zeros((len(SEEDS), 14)))
+    progress = progress._replace(action=jnp.zeros((len(SEEDS), 14)).at[1, 7:].set(2.0))
+    free, _ = task.dense(
+        physics, progress._replace(action=jnp.zeros((len(SEEDS), 14))), level, failed, jnp.zeros((len(SEEDS), 14))
+    )
     action = np.zeros((len(SEEDS), 14), np.float32)
     action[0, :7], action[1, 7:], action[2, 13] = 1.0, 2.0, -3.0
     paid, _ = task.dense(physics, progress, level, failed, jnp.asarray(action))
-    expected = -0.5 * 0.0005 * np.array([[7, 0], [0, 28], [0, 9], [0, 0]])
+    expected = -0.5 * (0.0005 * np.array([[7, 0], [0, 28], [0, 9], [0, 0]]) + 0.01 * np.array([[7, 0], [0, 0], [0, 9], [0, 0]]))
     np.testing.assert_allclose(paid - free, expected, atol=1e-6)
 
 
@@ -423,7 +447,9 @@ def test_both_arms_see_the_same_in_their_own_frames(task: Insertion) -> None:
     found = []
     for pose, velocity, aim in ((qpos, qvel, target), (*turned_about_the_centre(qpos, qvel), swap_arms(target))):
         physics = engine.reset(jnp.asarray(pose, jnp.float32), jnp.asarray(velocity, jnp.float32))
-        progress = Progress(jnp.asarray(grasp), jnp.zeros((num_worlds, 2)), jnp.zeros(num_worlds, jnp.int32))
+        progress = Progress(
+            jnp.asarray(grasp), jnp.zeros((num_worlds, 2)), jnp.zeros(num_worlds, jnp.int32), jnp.zeros((num_worlds, 14))
+        )
         features = np.asarray(task.features(physics, jnp.asarray(aim), progress))
         touches = np.stack(list(task.touches(physics).values()))
         found.append((task.geometry(physics), features[:, :136].reshape(num_worlds, 2, 68), touches))
@@ -479,7 +505,7 @@ def test_features_by_hand(task: Insertion) -> None:
     qpos[0, [0, 8, 14]] = 0.1, 0.2, 0.058
     qvel[0, [1, 8, 14]] = 1.0, -2.0, 0.5
     qvel[0, scene.PEG_QVEL], qvel[0, scene.SOCKET_QVEL] = (1, 2, 3, 10, 0, 5), (4, 5, 6, 0, 20, 0)
-    progress = Progress(jnp.array([[0.25, 0.75]]), jnp.zeros((1, 2)), jnp.zeros(1, jnp.int32))
+    progress = Progress(jnp.array([[0.25, 0.75]]), jnp.zeros((1, 2)), jnp.zeros(1, jnp.int32), jnp.zeros((1, 14)))
     physics = physics._replace(qpos=jnp.asarray(qpos), qvel=jnp.asarray(qvel))
     features = np.asarray(task.features(physics, jnp.full((1, 14), 0.5), progress))
     left, right = both = features[0, :136].reshape(2, 68)
@@ -500,7 +526,7 @@ def test_features_by_hand(task: Insertion) -> None:
 
 def test_features_tell_what_the_fingers_feel(task: Insertion) -> None:
     physics = touching(task, {"peg_finger_left"}, {"socket_table"}, {"peg_socket"}, {"peg_pin"}, set())
-    progress = Progress(jnp.zeros((5, 2)), jnp.zeros((5, 2)), jnp.zeros(5, jnp.int32))
+    progress = Progress(jnp.zeros((5, 2)), jnp.zeros((5, 2)), jnp.zeros(5, jnp.int32), jnp.zeros((5, 14)))
     features = np.asarray(task.features(physics, jnp.zeros((5, 14)), progress))
     changed = [set(np.flatnonzero(row != features[-1])) for row in features[:-1]]
     contacts = 21 + 33  # behind an arm's own joints and its object

@@ -12,6 +12,7 @@ from aloha_jax import checkpoints, run, training
 from aloha_jax.config import PRESETS, Config, ConfigError
 from aloha_jax.env import Env, make_from_config
 from aloha_jax.policy import Policy, init_params, init_stats, make_network
+from aloha_jax.training import RunState
 
 TEACHER = dataclasses.replace(PRESETS["smoke"], obs="state", network="mirrored", hidden_sizes=(16,), normalize_obs=False)
 STUDENT = dataclasses.replace(
@@ -73,17 +74,18 @@ def test_the_teacher_acts_in_its_share_of_the_steps(teacher: Policy, env: Env, m
 
 def test_a_share_in_between_is_that_share(teacher: Policy, env: Env) -> None:
     config = dataclasses.replace(STUDENT, teacher_mix=0.5, teacher_mix_final=0.1, n_steps=64, total_timesteps=16 * 64 * 4)
-    state = training.init_run(config, env)
     network = make_network(config)
 
-    def own(update: jax.Array) -> jax.Array:
-        chosen = training.rollout(config, env, network, state._replace(update=update), jax.random.key(0), teacher).transitions.own
+    def own(state: RunState) -> jax.Array:
+        chosen = training.rollout(config, env, network, state, jax.random.key(0), teacher).transitions.own
         assert chosen is not None
         return chosen
 
     own_jitted = jax.jit(own)
     for update, share in ((0, 0.5), (2, 0.3), (4, 0.1)):
-        assert 1 - own_jitted(jnp.array(update)).mean() == pytest.approx(share, abs=0.06)
+        assert 1 - own_jitted(training.init_run(config, env)._replace(update=jnp.array(update))).mean() == pytest.approx(
+            share, abs=0.06
+        )
 
 
 def test_exploration_ends_under_its_cap(env: Env) -> None:
@@ -119,7 +121,7 @@ def test_teachers_that_do_not_fit_are_refused(saved: Path, tmp_path: Path) -> No
         run.load_teacher(dataclasses.replace(STUDENT, teacher=str(tmp_path / "blind")))
     with pytest.raises(ConfigError, match=r"--teacher .* --action delta"):
         run.load_teacher(dataclasses.replace(STUDENT, teacher=str(saved), action="absolute"))
-    with pytest.raises(checkpoints.CheckpointError, match="nowhere"):
+    with pytest.raises(checkpoints.CheckpointError, match=r"--teacher .*nowhere"):
         run.load_teacher(dataclasses.replace(STUDENT, teacher=str(tmp_path / "nowhere")))
 
 

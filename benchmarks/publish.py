@@ -1,0 +1,62 @@
+"""Put a trained policy under `pretrained/`: its parameters, the command that made it, its report and a video.
+
+uv run -m benchmarks.publish --model-path runs/state/best_model --to pretrained/insertion-state
+"""
+
+import dataclasses
+import os
+import shutil
+from pathlib import Path
+
+os.environ.setdefault("MUJOCO_GL", "egl")
+
+import tyro
+
+from aloha_jax import checkpoints, evaluation
+from aloha_jax.policy import Policy
+
+SEED = 3_000_000  # evaluations of a run and after it start from other seeds
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """What to publish, and where."""
+
+    model_path: str
+    """A run's best_model or final_model, or one of its checkpoints."""
+    to: Path
+    """The new folder."""
+    teacher: str | None = None
+    """What to call the teacher, if there was one."""
+    n_episodes: int = 500
+    """Episodes in gym_aloha."""
+
+
+def main(flags: Flags) -> None:
+    """Copy, judge, film."""
+    policy = checkpoints.load_policy(flags.model_path)
+    # Nothing of where it was made, and nothing that a reader of the configuration would look for in vain.
+    config = dataclasses.replace(
+        policy.config, log_dir=f"runs/{flags.to.name}", teacher=flags.teacher, overwrite=False, resume=None
+    )
+    checkpoints.save_model(flags.to, Policy(config, policy.params, policy.stats))
+    done = 0
+
+    def count(rollout: evaluation.Rollout) -> None:
+        nonlocal done
+        done += 1
+        print(f"seed {rollout.seed}: level {rollout.levels.max()}, {done} of {flags.n_episodes}", flush=True)
+
+    video = flags.to / "insertion.mp4"
+    report = evaluation.evaluate(policy, "gym_aloha", flags.n_episodes, SEED, video=video, on_episode=count)
+    report.write(flags.to / "report.json")
+    print(
+        f"success {report.success_rate:.1%} {report.success_interval}, clean {report.clean_rate:.1%}, jerk {report.mean_jerk:.0f}"
+    )
+    progress = Path(flags.model_path).parent / "progress.csv"
+    if progress.exists():
+        shutil.copy(progress, flags.to / "progress.csv")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Flags))
