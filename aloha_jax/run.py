@@ -18,7 +18,7 @@ from aloha_jax.env import Env, make_from_config
 from aloha_jax.evaluation import EngineEvaluator, Report
 from aloha_jax.metrics import MetricsLogger, report_table, summary_table
 from aloha_jax.networks import num_parameters
-from aloha_jax.policy import Policy
+from aloha_jax.policy import Policy, init_params, init_stats
 from aloha_jax.training import RunState
 
 EVALUATION_SEED = 1_000_000  # evaluations during training; those after it start from FINAL_SEED
@@ -118,8 +118,8 @@ class Run:
         self.best_score = self.last_score = -1.0
         if resume:
             self._restore()
-        elif config.init_from is not None:
-            self.state = initialized_from(config.init_from, self.state)
+        elif (initial := load_initial(config)) is not None:
+            self.state = self.state._replace(params=initial.params, stats=initial.stats)
         self.logger = MetricsLogger(directory, config.total_timesteps, self.env_steps, quiet)
 
     @property
@@ -225,18 +225,24 @@ def load_teacher(config: Config) -> Policy | None:
     return teacher
 
 
-def initialized_from(path: str, state: RunState) -> RunState:
-    """`state` with the parameters and observation statistics of the model at `path`.
+def load_initial(config: Config) -> Policy | None:
+    """The model that `config` starts from, if it does.
 
     Raises:
         CheckpointError: there is no model.
-        ConfigError: its networks are not those of `state`.
+        ConfigError: its networks or observations are not those of `config`.
     """
-    policy = checkpoints.load_policy(path, "--init-from")
-    given, wanted = (jax.tree.map(lambda x: x.shape, (p.params, p.stats)) for p in (policy, state))
-    if given != wanted:
-        raise ConfigError(f"--init-from {path} has other networks or observations than this run is configured for")
-    return state._replace(params=policy.params, stats=policy.stats)
+    if config.init_from is None:
+        return None
+    initial = checkpoints.load_policy(config.init_from, "--init-from")
+    wanted = jax.eval_shape(lambda: (init_params(config, jax.random.key(0)), init_stats(config)))
+    if _shapes((initial.params, initial.stats)) != _shapes(wanted):
+        raise ConfigError(f"--init-from {config.init_from} has other networks or observations than this run is configured for")
+    return initial
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.shape, tree)
 
 
 def _crossed(interval: int, before: int, after: int) -> bool:
@@ -263,7 +269,10 @@ def execute(config: Config, resume: bool = False) -> Path:
         check_directory(config)
     if config.final_eval_episodes:
         evaluation.require_judge()
-    env = make_from_config(config)  # what is missing here shows before anything is deleted or written
+    # What is missing shows before anything is deleted or written.
+    load_teacher(config)
+    load_initial(config)
+    env = make_from_config(config)
     directory = Path(config.log_dir)
     if resume:
         _write_down(config, directory)

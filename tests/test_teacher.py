@@ -125,14 +125,21 @@ def test_teachers_that_do_not_fit_are_refused(saved: Path, tmp_path: Path) -> No
         run.load_teacher(dataclasses.replace(STUDENT, teacher=str(tmp_path / "nowhere")))
 
 
-def test_a_run_starts_from_another_models_parameters(teacher: Policy, saved: Path, env: Env) -> None:
-    state = training.init_run(TEACHER, make_from_config(TEACHER))
-    begun = run.initialized_from(str(saved), state)
-    for ours, theirs in zip(jax.tree.leaves(begun.params), jax.tree.leaves(teacher.params), strict=True):
+def test_a_run_starts_from_another_models_parameters(teacher: Policy, saved: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(TEACHER, init_from=str(saved))
+    begun = run.Run(config, tmp_path, quiet=True)
+    begun.close()
+    for ours, theirs in zip(jax.tree.leaves(begun.state.params), jax.tree.leaves(teacher.params), strict=True):
         np.testing.assert_array_equal(ours, theirs)
-    other = training.init_run(STUDENT, env)
+
+
+def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(saved: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(STUDENT, teacher=str(saved), init_from=str(saved), log_dir=str(tmp_path / "run"))
     with pytest.raises(ConfigError, match="--init-from"):
-        run.initialized_from(str(saved), other)
+        run.execute(config)
+    with pytest.raises(checkpoints.CheckpointError, match=r"--teacher .*nowhere"):
+        run.execute(dataclasses.replace(config, teacher=str(tmp_path / "nowhere")))
+    assert not (tmp_path / "run").exists()
 
 
 def test_resuming_needs_no_flags_for_the_teacher(saved: Path) -> None:
