@@ -60,7 +60,7 @@ class EnvState(NamedTuple):
         level: int32[N], official level 0..4 of the step just taken.
         terminated: bool[N], success (or an object lost, under the dense reward).
         truncated: bool[N], time limit (or physics that became invalid).
-        invalid: bool[N], worlds whose physics became non-finite and were reset.
+        invalid: bool[N], worlds whose physics or control targets became non-finite and were reset.
         episode: statistics.
     """
 
@@ -144,6 +144,7 @@ class Env:
         target = self.next_target(state.target, self.task.agent_pos(state.physics), action)
         physics = self.engine.step(state.physics, target)
         invalid = ~jnp.isfinite(physics.qpos).all(axis=1) | ~(jnp.abs(physics.qvel) < 1e3).all(axis=1)
+        invalid |= ~jnp.isfinite(target).all(axis=1)  # MuJoCo ignores such a control, but it would stay in the observation
         # The last good state ends the episode.
         physics, target = _choose(invalid, (state.physics, state.target), (physics, target))
         level = jnp.where(invalid, 0, self.task.level(physics))
