@@ -1,64 +1,121 @@
 """Saving and loading. The only file that knows Orbax.
 
-Every model directory holds `config.json` and a `policy` item (parameters and observation statistics); a training checkpoint
-`checkpoints/<step>` also holds a `run` item with the rest of the `RunState`, and its configuration as the item `config`.
+Every model directory holds `config.json`, a `policy` item (parameters and observation statistics) and its digest; a training
+checkpoint `checkpoints/<step>` also holds a `run` item with the rest of the `RunState`, and as JSON in the item `config` its
+configuration, the records' state and both digests. Arrays and JSON, nothing else: loading runs no code.
 """
 
+import contextlib
 import errno
+import hashlib
 import inspect
 import logging
 import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from aloha_jax.atomic import replacing
 from aloha_jax.config import Config, ConfigError
 from aloha_jax.policy import Policy, init_params, init_stats
 
 # Orbax reports every step of every save at INFO through absl, and errors that it also raises at ERROR.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
+# After the first array that cannot be read, Orbax abandons the others, whose errors asyncio would print.
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+RUN_FORMAT = 2  # of what a run goes on from; to be raised with every change of `RunState`. Policies have config.FORMAT_VERSION.
+DIGEST = "policy.sha256"  # in a model directory
+TRASH = ".deleted"  # in `checkpoints`
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be found or read; the message says which, and why."""
 
 
-class CheckpointWriter:
-    """Writes `checkpoints/<step>` in the background, atomically; keeps the newest three and the best one."""
+class Checkpoint(NamedTuple):
+    """What `CheckpointWriter.restore` reads.
 
-    def __init__(self, directory: Path):
-        policy = checkpoint_managers.AnyPreservationPolicy(
-            [
-                # Never the best alone: the newest must stay, or the run could not be resumed from where it was.
-                checkpoint_managers.LatestN(3),
-                checkpoint_managers.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False),
-            ]
+    Attributes:
+        step: environment steps.
+        policy: parameters and observation statistics.
+        run: the rest of the run's state.
+        records: what else a run remembers, as JSON.
+    """
+
+    step: int
+    policy: Any
+    run: Any
+    records: dict[str, Any]
+
+
+class FirstOfEach:
+    """Orbax preservation policy: of every `period` steps keep the first checkpoint.
+
+    Orbax's `EveryNSteps` keeps exact multiples, which steps that come in rollouts hardly ever hit.
+    """
+
+    def __init__(self, period: int):
+        self._period = period
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        periods = [checkpoint.step // self._period for checkpoint in checkpoints]
+        return [period > 0 and period not in periods[:i] for i, period in enumerate(periods)]
+
+
+class CheckpointWriter:
+    """Writes `checkpoints/<step>` in the background, atomically.
+
+    Keeps the newest three, the best one and, if asked to, the first of every `keep_period` steps.
+    """
+
+    def __init__(self, directory: Path, keep_period: int | None = None):
+        keep: list[Any] = [
+            # Never the best alone: the newest must stay, or the run could not be resumed from where it was.
+            checkpoint_managers.LatestN(3),
+            checkpoint_managers.BestN(get_metric_fn=_score, n=1, keep_checkpoints_without_metrics=False),
+        ]
+        keep += [FirstOfEach(keep_period)] if keep_period else []
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(keep),
+            best_fn=_score,  # without it scores are not written, and a resumed run would not know which checkpoint was the best
+            cleanup_tmp_directories=True,
+            todelete_subdir=TRASH,  # moved there in one instant: a kill amid deleting must not leave half a checkpoint
         )
-        # Without `best_fn` scores are not written, and a resumed run would not know which checkpoint was the best.
-        options = ocp.CheckpointManagerOptions(preservation_policy=policy, best_fn=_score, cleanup_tmp_directories=True)
         self._directory = directory.absolute()
         self._manager = ocp.CheckpointManager(self._directory, options=options)
+        self._empty_trash()
 
-    def save(self, step: int, config: Config, policy: Any, run: Any, score: float) -> None:
+    def save(
+        self, step: int, config: Config, policy: Any, run: Any, score: float, records: Mapping[str, Any] | None = None
+    ) -> None:
         """Start to save; returns once the arrays are copied. `score` ranks checkpoints (higher is better)."""
+        if step in self._manager.all_steps():
+            return
+        about = {
+            "run_format": RUN_FORMAT,
+            "config": config.to_json(),
+            "records": dict(records or {}),
+            "sha256": {"policy": digest(policy), "run": digest(run)},
+        }
         items = ocp.args.Composite(
-            policy=ocp.args.StandardSave(policy),
-            run=ocp.args.StandardSave(run),
-            config=ocp.args.JsonSave({"config": config.to_json()}),
+            policy=ocp.args.StandardSave(policy), run=ocp.args.StandardSave(run), config=ocp.args.JsonSave(about)
         )
-        if step not in self._manager.all_steps():
-            with _Writable(self._directory / str(step)):
-                self._manager.save(step, args=items, metrics={"score": score})
+        with _Writable(self._directory / str(step)):
+            self._manager.save(step, args=items, metrics={"score": score})
+        self._empty_trash()
 
-    def restore(self, step: int | None, policy: Any, run: Any) -> tuple[int, Any, Any]:
-        """The newest (or given) step, and its trees in the structure of the two given.
+    def restore(self, step: int | None, policy: Any, run: Any) -> Checkpoint:
+        """The newest (or given) step, its trees in the structure of the two given.
 
         Raises:
             CheckpointError: there is none, or it does not have that structure.
@@ -66,12 +123,19 @@ class CheckpointWriter:
         step = self._manager.latest_step() if step is None else step
         if step is None:
             raise CheckpointError(f"no complete checkpoint in {self._directory}")
+        directory = self._directory / str(step)
         items = ocp.args.Composite(
             policy=ocp.args.StandardRestore(_abstract(policy)), run=ocp.args.StandardRestore(_abstract(run))
         )
-        with _Readable(self._directory / str(step)):
+        with _Readable(directory):
+            about = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
+            if about.get("run_format", 1) != RUN_FORMAT:
+                version = about.get("run_format", 1)
+                raise CheckpointError(f"{directory} has run format {version}; this program goes on from format {RUN_FORMAT} only")
             restored = self._manager.restore(step, args=items)
-        return step, restored.policy, restored.run
+            for name, expected in about["sha256"].items():
+                _require_digest(restored[name], expected)
+        return Checkpoint(step, restored.policy, restored.run, about["records"])
 
     def close(self) -> None:
         """Wait for the saves under way."""
@@ -82,26 +146,23 @@ class CheckpointWriter:
         finally:
             for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
                 shutil.rmtree(unfinished, ignore_errors=True)
+            self._empty_trash()
+            with contextlib.suppress(OSError):
+                (self._directory / TRASH).rmdir()
+
+    def _empty_trash(self) -> None:
+        for deleted in (self._directory / TRASH).glob("*"):
+            shutil.rmtree(deleted, ignore_errors=True)
 
 
 def save_model(directory: Path, policy: Policy) -> None:
     """Write a self-contained model directory; an older one there is replaced once the new one is complete."""
-    fresh = directory.with_name(f".{directory.name}.new")
-    stale = directory.with_name(f".{directory.name}.old")
-    for leftover in (fresh, stale):
-        shutil.rmtree(leftover, ignore_errors=True)
-    try:
-        fresh.mkdir(parents=True)
+    tree = {"params": policy.params, "stats": policy.stats}
+    with replacing(directory) as fresh:
         (fresh / "config.json").write_text(policy.config.to_json() + "\n")
+        (fresh / DIGEST).write_text(digest(tree) + "\n")
         with _Writable(directory), ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save((fresh / "policy").absolute(), {"params": policy.params, "stats": policy.stats})
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
-    if directory.exists():
-        os.rename(directory, stale)
-    os.rename(fresh, directory)
-    shutil.rmtree(stale, ignore_errors=True)
+            checkpointer.save((fresh / "policy").absolute(), tree)
 
 
 def load_policy(path: str | Path, flag: str = "--model-path") -> Policy:
@@ -116,17 +177,39 @@ def load_policy(path: str | Path, flag: str = "--model-path") -> Policy:
         ConfigError: its configuration is damaged or of another format version.
     """
     directory = _find_model(Path(path), flag)
-    config = _read_config(directory)
+    config, sha256 = _read_config(directory)
     structure = jax.eval_shape(lambda: {"params": init_params(config, jax.random.key(0)), "stats": init_stats(config)})
     with _Readable(directory), ocp.StandardCheckpointer() as checkpointer:
         tree = checkpointer.restore((directory / "policy").absolute(), _abstract(structure))
+        _require_digest(tree, sha256)
     return Policy(config, tree["params"], tree["stats"])
+
+
+def digest(tree: Any) -> str:
+    """SHA-256 of the types, shapes and bits of a tree's arrays: Orbax itself does not notice a flipped bit in them."""
+    sha = hashlib.sha256()
+    for leaf in jax.tree.leaves(tree):
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        array = np.ascontiguousarray(jax.random.key_data(leaf) if is_key else leaf)
+        sha.update(f"{array.dtype}{array.shape}".encode())
+        sha.update(array.reshape(-1).view(np.uint8).data)
+    return sha.hexdigest()
 
 
 def latest_checkpoint(run: Path) -> Path | None:
     """The newest complete checkpoint of a run."""
     steps = [p for p in (run / "checkpoints").glob("*") if p.name.isdigit() and (p / "policy").is_dir()]
     return max(steps, key=lambda p: int(p.name), default=None)
+
+
+def digests(checkpoint: Path) -> dict[str, str]:
+    """SHA-256 of the `policy` and the `run` of a training checkpoint, as they were saved."""
+    return dict(_read_about(checkpoint)["sha256"])
+
+
+def _read_about(checkpoint: Path) -> Any:
+    with _Readable(checkpoint), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
+        return checkpointer.restore((checkpoint / "config").absolute())
 
 
 def _find_model(path: Path, flag: str) -> Path:
@@ -139,12 +222,21 @@ def _find_model(path: Path, flag: str) -> Path:
     raise CheckpointError(f"{flag} {path} holds no model: give a run, its best_model, final_model or a checkpoints/<step>")
 
 
-def _read_config(directory: Path) -> Config:
+def _read_config(directory: Path) -> tuple[Config, str | None]:
+    """The configuration of a model, and the digest of its policy if it was written down."""
     if (directory / "config.json").exists():
-        return Config.load(directory / "config.json")
-    with _Readable(directory), ocp.Checkpointer(ocp.JsonCheckpointHandler()) as checkpointer:
-        text = checkpointer.restore((directory / "config").absolute())["config"]
-    return Config.from_json(text, f"{directory}/config")
+        config = Config.load(directory / "config.json")
+        with _Readable(directory):
+            return config, (directory / DIGEST).read_text().strip() if (directory / DIGEST).exists() else None
+    about = _read_about(directory)
+    with _Readable(directory):
+        text, sha256 = about["config"], about.get("sha256", {}).get("policy")
+    return Config.from_json(text, f"{directory}/config"), sha256
+
+
+def _require_digest(tree: Any, expected: str | None) -> None:
+    if expected is not None and digest(tree) != expected:
+        raise ValueError("its arrays are not those that were saved")
 
 
 def _abstract(tree: Any) -> Any:

@@ -17,6 +17,8 @@ import tyro
 from aloha_jax.checkpoints import CheckpointError
 from aloha_jax.config import PRESETS, Config, ConfigError
 from aloha_jax.pixels import RendererUnavailable
+from aloha_jax.run import Diverged
+from aloha_jax.signals import Interrupted
 
 T = TypeVar("T")
 
@@ -85,8 +87,10 @@ def user_errors() -> Iterator[None]:
     """Turns what a user can get wrong into one sentence on stderr and exit status 2; bugs keep their traceback."""
     try:
         yield
-    except (ConfigError, CheckpointError, RendererUnavailable) as error:
+    except (ConfigError, CheckpointError, RendererUnavailable, Diverged) as error:
         _fail(str(error))
+    except Interrupted as error:
+        _fail(str(error), error.status)
     except OSError as error:
         if error.errno not in STORAGE_ERRORS:
             raise

@@ -151,6 +151,8 @@ class Config:
     # --- Records
     checkpoint_freq: int = 100_000
     """Environment steps between checkpoints."""
+    keep_period: int | None = None
+    """Keep the first checkpoint of every so many environment steps, beside the newest three and the best; None: only those."""
     eval_freq: int = 50_000
     """Environment steps between evaluations during training, in the training engine."""
     eval_episodes: int = 16
@@ -201,7 +203,7 @@ class Config:
         final = self.log_std_final
         _require(final is None or -20 <= final <= self.log_std_init, "log_std_final", "must lie in -20..--log-std-init", final)
         _require(min(self.hidden_sizes, default=1) >= 1, "hidden_sizes", "must be at least 1", self.hidden_sizes)
-        for name in ("action_clip", "clip_range_vf", "target_kl", "microbatch_size"):
+        for name in ("action_clip", "clip_range_vf", "target_kl", "microbatch_size", "keep_period"):
             value = getattr(self, name)
             _require(value is None or 0 < value < float("inf"), name, "must be positive", value)
         self._validate_teacher()

@@ -87,6 +87,7 @@ class Env:
         target = self.next_target(state.target, self.task.agent_pos(state.physics), action)
         physics = self.engine.step(state.physics, target)
         invalid = ~jnp.isfinite(physics.qpos).all(axis=1) | ~(jnp.abs(physics.qvel) < 1e3).all(axis=1)
+        invalid |= ~jnp.isfinite(target).all(axis=1)  # MuJoCo ignores such a control, but it would stay in the observation
         # The last good state ends the episode.
         physics, target = _choose(invalid, (state.physics, state.target), (physics, target))
         level = jnp.where(invalid, 0, self.task.level(physics))

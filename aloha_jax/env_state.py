@@ -48,7 +48,7 @@ class EnvState(NamedTuple):
         level: int32[N], official level 0..4 of the step just taken.
         terminated: bool[N], success (or an object lost, under the dense reward).
         truncated: bool[N], time limit (or physics that became invalid).
-        invalid: bool[N], worlds whose physics became non-finite and were reset.
+        invalid: bool[N], worlds whose physics or control targets became non-finite and were reset.
         episode: statistics.
         task_start: bool[N], whether the episode of the step just taken began at a start of the task, not at an archived state.
         next_task_start: bool[N], likewise of the step to come.

@@ -1,8 +1,8 @@
 """Where numbers go: TensorBoard, CSV files and the console. The only file that knows tensorboardX and rich."""
 
+import contextlib
 import csv
-import errno
-import threading
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -13,12 +13,14 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from aloha_jax.evaluation import Report
 from aloha_jax.video import gif_bytes
 
+FLUSH_SECONDS = 10.0  # how long a TensorBoard that looks on may lag behind
 EPISODE_WINDOW = 100  # rollout means are over at least this many of the latest episodes, as in Stable-Baselines3
 
 # What the train step calls it -> its TensorBoard tag.
@@ -32,6 +34,7 @@ TRAIN_TAGS = {
     "grad_norm": "train/grad_norm",
     "learning_rate": "train/learning_rate",
     "update_share": "train/update_share",
+    "skipped_minibatches": "train/skipped_minibatches",
     "invalid_worlds": "rollout/invalid_worlds",
 }
 EPISODE_TAGS = {
@@ -43,24 +46,29 @@ EPISODE_TAGS = {
 
 
 class CsvFile:
-    """Appends rows to a CSV file; the first row ever decides the columns.
+    """Appends rows to a CSV file; the first row ever decides the columns, and the first column counts environment steps.
 
-    Rows beyond `last_env_steps` are dropped from an older file: a resumed run makes them anew.
+    Rows beyond `last_env_steps` are dropped from an older file: a resumed run makes them anew. So is a row that was cut off.
+
+    Attributes:
+        last_env_steps: of the newest row; -1 if there is none.
     """
 
     def __init__(self, path: Path, last_env_steps: int = 0):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._path = path
         self._columns: list[str] | None = None
-        if path.exists() and path.stat().st_size:
+        self.last_env_steps = -1
+        if path.exists():
             with path.open(newline="") as file:
-                header, *rows = csv.reader(file)
-            self._columns = header
+                header, *rows = list(csv.reader(line for line in file if line.endswith("\n"))) or [[]]
+            rows = [row for row in rows if len(row) == len(header) and row[0].isdigit() and int(row[0]) <= last_env_steps]
             unfinished = path.with_name(f".{path.name}.part")
             with unfinished.open("w", newline="") as file:
-                complete = [row for row in rows if len(row) == len(header)]  # the last one may have been cut off
-                csv.writer(file).writerows([header, *(row for row in complete if int(row[0]) <= last_env_steps)])
+                csv.writer(file).writerows([header, *rows] if header else [])
             unfinished.replace(path)
+            self._columns = header or None
+            self.last_env_steps = int(rows[-1][0]) if rows else -1
 
     def append(self, row: Mapping[str, Any]) -> None:
         fresh = self._columns is None
@@ -70,19 +78,75 @@ class CsvFile:
             if fresh:
                 writer.writeheader()
             writer.writerow(row)
+        self.last_env_steps = row["env_steps"]
+
+
+class TensorBoard:
+    """Appends to a TensorBoard event file. If that fails it says so once and is silent from then on: the CSV files hold the same.
+
+    No thread of its own, unlike tensorboardX's `SummaryWriter`, which waits forever once its thread has died.
+    """
+
+    def __init__(self, directory: Path, first_step: int, warn: Callable[[str], None]):
+        """Begin a file; TensorBoard forgets what earlier ones hold from `first_step` on, for a resumed run makes it anew."""
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory, self._warn = directory, warn
+        self._events: EventsWriter | None = EventsWriter(str(directory / "events"), f".{os.getpid()}")
+        self._flushed = time.monotonic()
+        if first_step:
+            self._write(Event(wall_time=time.time(), step=first_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def add(self, env_steps: int, *values: Summary.Value) -> None:
+        self._write(Event(wall_time=time.time(), step=env_steps, summary=Summary(value=values)))
+        if time.monotonic() > self._flushed + FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        self._flushed = time.monotonic()
+        if self._events is not None:
+            self._try(self._events.flush)
+
+    def close(self) -> None:
+        if self._events is not None:
+            self._try(self._events.close)
+        self._events = None
+
+    def _write(self, event: Event) -> None:
+        if self._events is not None:
+            events = self._events
+            self._try(lambda: events.write_event(event))
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except OSError as error:
+            assert self._events is not None
+            with contextlib.suppress(OSError):  # else its buffer would be tried again as Python exits
+                self._events._py_recordio_writer.close()
+            self._events = None
+            self._warn(f"TensorBoard: cannot write {self._directory} ({error.strerror}); progress.csv goes on")
 
 
 class MetricsLogger:
     """Turns metrics into TensorBoard scalars, `progress.csv`, `eval/evaluations.csv` and a progress bar."""
 
-    def __init__(self, run_dir: Path, total_timesteps: int, start_timesteps: int = 0, quiet: bool = False):
+    def __init__(
+        self,
+        run_dir: Path,
+        total_timesteps: int,
+        start_timesteps: int = 0,
+        quiet: bool = False,
+        records: Mapping[str, Any] | None = None,
+    ):
+        """Begin to record, or go on after `start_timesteps` with the `records` of then."""
         self.console = make_console(quiet)
-        # TensorBoard, too, forgets what a resumed run makes anew.
-        purge_step = start_timesteps + 1 if start_timesteps else None
-        self._writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=purge_step)
+        records = records or {}
+        first_step = start_timesteps + 1 if start_timesteps else 0
+        self._tensorboard = TensorBoard(run_dir / "tensorboard", first_step, self.console.print)
         self._progress_csv = CsvFile(run_dir / "progress.csv", start_timesteps)
         self._evaluations_csv = CsvFile(run_dir / "eval" / "evaluations.csv", start_timesteps)
-        self._episodes: deque[Mapping[str, float]] = deque()
+        self._episodes: deque[Mapping[str, float]] = deque(records.get("episodes", ()))
+        self._seconds_before = float(records.get("seconds", 0.0))
         self._start = time.monotonic()
         self._last_time: float | None = None
         self._last_steps = self._start_steps = start_timesteps
@@ -99,17 +163,26 @@ class MetricsLogger:
 
     @property
     def seconds(self) -> float:
-        """Wall-clock time since this process began to train."""
-        return time.monotonic() - self._start
+        """Wall-clock time of training, earlier processes of the same run included."""
+        return self._seconds_before + time.monotonic() - self._start
+
+    @property
+    def records(self) -> dict[str, Any]:
+        """What another process needs to go on with the same figures, as JSON."""
+        return {"seconds": self.seconds, "episodes": list(self._episodes)}
+
+    @property
+    def last_evaluation(self) -> int:
+        """Environment steps of the newest evaluation, -1 if there is none."""
+        return self._evaluations_csv.last_env_steps
 
     def log_update(self, env_steps: int, metrics: Mapping[str, Any]) -> dict[str, float]:
         """Record one update's metrics, given as host scalars; returns the scalars by tag."""
         values = {name: float(x) for name, x in metrics.items()}
         scalars = {tag: values[name] for name, tag in TRAIN_TAGS.items() if name in values} | self._episode_means(values)
         scalars["time/sps"] = self._steps_per_second(env_steps)
-        for tag, value in scalars.items():
-            if np.isfinite(value):
-                self._writer.add_scalar(tag, value, env_steps)
+        finite = {tag: value for tag, value in scalars.items() if np.isfinite(value)}
+        self._tensorboard.add(env_steps, *(Summary.Value(tag=tag, simple_value=value) for tag, value in finite.items()))
         blank = dict.fromkeys(EPISODE_TAGS.values(), float("nan"))
         self._progress_csv.append({"env_steps": env_steps, "seconds": round(self.seconds, 2)} | blank | scalars)
         self._show(env_steps, scalars)
@@ -125,8 +198,7 @@ class MetricsLogger:
             "eval/success_rate": report.success_rate,
             "eval/mean_length": report.mean_length,
         } | levels
-        for tag, value in scalars.items():
-            self._writer.add_scalar(tag, value, env_steps)
+        self._tensorboard.add(env_steps, *(Summary.Value(tag=tag, simple_value=value) for tag, value in scalars.items()))
         row = {tag.removeprefix("eval/"): value for tag, value in scalars.items()}
         self._evaluations_csv.append({"env_steps": env_steps, "seconds": round(self.seconds, 2)} | row)
         shares = " ".join(f"{rate:4.0%}" for rate in report.level_rates.values())
@@ -143,18 +215,16 @@ class MetricsLogger:
         """Show uint8[H, W, 3] frames as an animation in TensorBoard's images."""
         height, width = frames[0].shape[:2]
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=gif_bytes(frames))
-        self._writer.file_writer.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), env_steps)
+        self._tensorboard.add(env_steps, Summary.Value(tag=tag, image=image))
+
+    def flush(self) -> None:
+        """Bring everything recorded so far to the disk."""
+        self._tensorboard.flush()
 
     def close(self) -> None:
         """Stop the bar and flush every file."""
         self._bar.stop()
-        try:
-            self._writer.close()
-        except OSError:  # tensorboardX would try again as Python exits, and print tracebacks
-            events: Any = self._writer.file_writer.event_writer
-            events._worker.stop()
-            events.close = lambda: None
-            raise
+        self._tensorboard.close()
 
     def _steps_per_second(self, env_steps: int) -> float:
         """Of the update just recorded; after a stop of the clock the last speed known, or the mean so far."""
@@ -185,19 +255,6 @@ def make_console(quiet: bool = False) -> Console:
     if not console.is_terminal:
         console.width = 1000
     return console
-
-
-def _without_full_disks(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """TensorBoard's thread need not tell of a full disk by a traceback: the next row of a CSV file or checkpoint tells."""
-
-    def excepthook(event: Any) -> None:
-        if getattr(event.exc_value, "errno", None) != errno.ENOSPC:
-            hook(event)
-
-    return excepthook
-
-
-threading.excepthook = _without_full_disks(threading.excepthook)
 
 
 def summary_table(title: str, rows: Mapping[str, Any]) -> Table:

@@ -220,7 +220,8 @@ def update(
     `batch_size` must divide T x N, `microbatch_size` must divide `batch_size` (`config.Config` checks both).
 
     Returns:
-        Parameters, optimizer state, and metrics averaged over the minibatches that were used.
+        Parameters, optimizer state, and metrics averaged over the minibatches that were used. A minibatch whose gradient is not
+        finite is skipped and counted (`skipped_minibatches`).
     """
     t, n = batch.action.shape[:2]
     flat = jax.tree.map(lambda x: x.reshape(t * n, *x.shape[2:]), batch)
@@ -235,18 +236,20 @@ def update(
             stopped = stopped | (metrics["approx_kl"] > 1.5 * hp.target_kl)
         updates, new_opt_state = optimizer.update(gradient, opt_state, params)
         new = (optax.apply_updates(params, updates), new_opt_state)
-        params, opt_state = jax.tree.map(lambda a, b: jnp.where(stopped, a, b), (params, opt_state), new)
         metrics["grad_norm"] = optax.tree.norm(gradient)
-        return (params, opt_state, stopped), (metrics, ~stopped)
+        broken = ~jnp.isfinite(metrics["grad_norm"])
+        params, opt_state = jax.tree.map(lambda a, b: jnp.where(stopped | broken, a, b), (params, opt_state), new)
+        return (params, opt_state, stopped), (metrics, ~(stopped | broken), broken & ~stopped)
 
     def shuffled(key: jax.Array) -> jax.Array:
         return jax.random.permutation(key, t * n)[: num_minibatches * hp.batch_size].reshape(num_minibatches, hp.batch_size)
 
     indices = jax.vmap(shuffled)(jax.random.split(key, hp.n_epochs)).reshape(-1, hp.batch_size)
     carry = (params, opt_state, jnp.zeros((), bool))
-    (params, opt_state, _), (metrics, used) = jax.lax.scan(minibatch_step, carry, indices)
-    weight = used / jnp.maximum(used.sum(), 1)
-    metrics = {name: (x * weight).sum() for name, x in metrics.items()}
+    (params, opt_state, _), (metrics, used, broken) = jax.lax.scan(minibatch_step, carry, indices)
+    weight = used / used.sum()  # NaN if none was used
+    metrics = {name: (jnp.where(used, x, 0.0) * weight).sum() for name, x in metrics.items()}
     metrics["update_share"] = used.mean()
+    metrics["skipped_minibatches"] = broken.sum()
     metrics["explained_variance"] = explained_variance(batch.value, batch.target_value)
     return params, opt_state, metrics

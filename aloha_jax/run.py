@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import shlex
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import jax
 import numpy as np
 
 from aloha_jax import checkpoints, evaluation, plots, training
+from aloha_jax.atomic import replacing
 from aloha_jax.checkpoints import CheckpointError, CheckpointWriter
 from aloha_jax.config import Config, ConfigError
 from aloha_jax.env import Env, make_from_config
@@ -19,6 +19,7 @@ from aloha_jax.evaluation import EngineEvaluator, Report
 from aloha_jax.metrics import MetricsLogger, report_table, summary_table
 from aloha_jax.networks import num_parameters
 from aloha_jax.policy import Policy, init_params, init_stats
+from aloha_jax.signals import Interrupted, StopRequest
 from aloha_jax.training import RunState
 
 EVALUATION_SEED = 1_000_000  # evaluations during training; those after it start from FINAL_SEED
@@ -26,6 +27,14 @@ FINAL_SEED = 2_000_000
 
 # What a resumed run may be given anew; every other setting is the run's own.
 RESUMABLE = ("resume", "total_timesteps", "device")
+
+# Train steps in a row with gradients that are not finite, after which a run gives up.
+MAX_BROKEN_UPDATES = 3
+DUMP = "diverged"  # where in the run the state before the last of them is kept
+
+
+class Diverged(RuntimeError):
+    """Training broke down; the message says where to look and what to change."""
 
 
 def check_directory(config: Config) -> None:
@@ -52,10 +61,8 @@ def prepare_directory(config: Config) -> Path:
     directory = Path(config.log_dir)
     check_directory(config)
     try:
-        if directory.is_dir():
-            shutil.rmtree(directory)
-        directory.mkdir(parents=True)
-        _write_down(config, directory)
+        with replacing(directory.resolve()) as fresh:
+            _write_down(config, fresh)
     except OSError as error:
         raise ConfigError(f"cannot write --log-dir {directory}: {error.strerror or error}") from None
     return directory
@@ -91,7 +98,9 @@ def resumed_config(directory: Path, flags: Config, given: set[str]) -> Config:
     if not directory.is_dir():
         raise ConfigError(f"--resume {directory} is not a run directory")
     if checkpoints.latest_checkpoint(directory) is None:
-        raise CheckpointError(f"--resume {directory}: no complete checkpoint in its checkpoints folder")
+        raise CheckpointError(
+            f"--resume {directory}: no complete checkpoint in its checkpoints folder; start it with --overwrite"
+        )
     saved = dataclasses.replace(Config.load(directory / "config.json"), log_dir=str(directory))
     for name in sorted(given - set(RESUMABLE)):
         old, new = getattr(saved, name), getattr(flags, name)
@@ -113,14 +122,15 @@ class Run:
         seeds = [EVALUATION_SEED + i for i in range(config.eval_episodes)]
         self.evaluator = EngineEvaluator(config, seeds, eval_env)
         self.train_step = training.make_train_step(config, self.env, teacher=load_teacher(config))
-        self.writer = CheckpointWriter(directory / "checkpoints")
+        self.writer = CheckpointWriter(directory / "checkpoints", config.keep_period)
         self.state: RunState = training.init_run(config, self.env)
         self.best_score = self.last_score = -1.0
-        if resume:
-            self._restore()
-        elif (initial := load_initial(config)) is not None:
+        self.broken_updates = 0  # in a row, up to the newest one whose metrics were read
+        self._pending: tuple[int, Any] | None = None  # metrics of the newest update, not read yet
+        records = self._restore() if resume else {}
+        if not resume and (initial := load_initial(config)) is not None:
             self.state = self.state._replace(params=initial.params, stats=initial.stats)
-        self.logger = MetricsLogger(directory, config.total_timesteps, self.env_steps, quiet)
+        self.logger = MetricsLogger(directory, config.total_timesteps, self.env_steps, quiet, records)
 
     @property
     def env_steps(self) -> int:
@@ -130,29 +140,32 @@ class Run:
     @property
     def policy(self) -> Policy:
         """The policy as it stands; a copy, for `train_step` donates the original's buffers."""
-        return Policy(self.config, *jax.tree.map(lambda x: x.copy(), (self.state.params, self.state.stats)))
+        return Policy(self.config, *_copy((self.state.params, self.state.stats)))
 
-    def train(self) -> None:
-        """Run to `config.total_timesteps`; leaves `final_model`, the last checkpoint and the learning curve."""
+    def train(self, stop: StopRequest | None = None) -> None:
+        """Run to `config.total_timesteps`; leaves `final_model`, the last checkpoint and the learning curve.
+
+        Raises:
+            Interrupted: `stop` was asked for; everything is saved.
+            Diverged: gradients were not finite in `MAX_BROKEN_UPDATES` updates in a row; they left no trace in the parameters.
+        """
         config, first = self.config, int(self.state.update)
         self._print_start()
-        if first == 0:
-            self._evaluate(0)
-        pending: tuple[int, Any] | None = None
-        for update in range(first, config.num_updates):
-            self.state, metrics = self.train_step(self.state)
-            # The metrics of the update before: reading those just made would make the device wait for the host.
-            if pending is not None:
-                self._log(*pending)
-            before, env_steps = update * config.rollout_size, (update + 1) * config.rollout_size
-            pending = (env_steps, metrics)
-            last = update + 1 == config.num_updates
-            if last or _crossed(config.eval_freq, before, env_steps):
-                self._evaluate(env_steps)
-            if last or _crossed(config.checkpoint_freq, before, env_steps):
-                self._save(env_steps)
-        if pending is not None:
-            self._log(*pending)
+        if self._evaluation_is_due(first) and self.logger.last_evaluation < self.env_steps:
+            self._evaluate(self.env_steps)  # at the start, or due when a signal ended the run
+        for update in range(first + 1, config.num_updates + 1):
+            self._train_step(update * config.rollout_size)
+            last = update == config.num_updates
+            if stop is not None:
+                stop.nothing_to_save = False
+                if stop.signum is not None:
+                    self._save()
+                    raise Interrupted(stop.signum, stop.farewell)
+            if self._evaluation_is_due(update):
+                self._evaluate(update * config.rollout_size)
+            if last or self._crossed(config.checkpoint_freq, update):
+                self._save()
+        self._read_metrics()
         checkpoints.save_model(self.directory / "final_model", self.policy)
         plots.learning_curve(self.directory)
 
@@ -164,10 +177,50 @@ class Run:
             if self.env.renderer is not None:
                 closing.callback(self.env.renderer.close)
 
-    def _log(self, env_steps: int, metrics: Any) -> None:
-        self.logger.log_update(env_steps, jax.device_get(metrics))
+    def _crossed(self, interval: int, update: int) -> bool:
+        """Whether this update was the one that crossed a multiple of so many environment steps."""
+        size = self.config.rollout_size
+        return (update - 1) * size // interval < update * size // interval
+
+    def _evaluation_is_due(self, update: int) -> bool:
+        return update in (0, self.config.num_updates) or self._crossed(self.config.eval_freq, update)
+
+    def _train_step(self, env_steps: int) -> None:
+        """One update; its metrics are read later, for reading them now would make the device wait for the host."""
+        before = _copy(self.state) if self.broken_updates else None
+        self.state, metrics = self.train_step(self.state)
+        self._read_metrics()
+        self._pending = (env_steps, metrics)
+        if self.broken_updates:
+            self._read_metrics()
+        if self.broken_updates >= MAX_BROKEN_UPDATES:
+            raise Diverged(self._dump(before))
+
+    def _read_metrics(self) -> None:
+        """Log the newest update, if that has not been done."""
+        if self._pending is None:
+            return
+        env_steps, metrics = self._pending
+        self._pending = None
+        metrics = jax.device_get(metrics)
+        self.logger.log_update(env_steps, metrics)
+        self.broken_updates = self.broken_updates + 1 if metrics["skipped_minibatches"] > 0 else 0
+
+    def _dump(self, state: Any) -> str:
+        """Keep the state from which an update broke down, as a run that `--resume` replays; returns what to tell the user."""
+        directory = self.directory / DUMP
+        with replacing(directory) as fresh:
+            _write_down(self.config, fresh)
+            writer = CheckpointWriter(fresh / "checkpoints")
+            self._save_to(writer, state)
+            writer.close()
+        return (
+            f"gradients were not finite in {MAX_BROKEN_UPDATES} updates in a row, up to {self.env_steps} steps: "
+            f"lower --learning-rate or --max-grad-norm; `train.py --resume {directory}` replays it; the checkpoints are intact"
+        )
 
     def _evaluate(self, env_steps: int) -> None:
+        self._read_metrics()
         policy = self.policy
         rollouts, train_rewards = self.evaluator(policy)
         report = evaluation.summarize(rollouts, "c")
@@ -183,19 +236,27 @@ class Run:
         plots.learning_curve(self.directory)
         self.logger.stop_clock()
 
-    def _save(self, env_steps: int) -> None:
-        state = jax.tree.map(lambda x: x.copy(), self.state)  # written in the background, while `train_step` donates the original
-        policy = {"params": state.params, "stats": state.stats}
-        rest = {"state": state._replace(params=None, stats={}), "scores": np.array([self.best_score, self.last_score])}
-        self.writer.save(env_steps, self.config, policy, rest, self.last_score)
+    def _save(self) -> None:
+        self._read_metrics()  # what a checkpoint stands for must be on the disk before it: nobody would make it again
+        self.logger.flush()
+        self._save_to(self.writer, _copy(self.state))  # written in the background, while `train_step` donates the original
         self.logger.stop_clock()
 
-    def _restore(self) -> None:
+    def _save_to(self, writer: CheckpointWriter, state: RunState) -> None:
+        policy = {"params": state.params, "stats": state.stats}
+        rest = {"state": state._replace(params=None, stats={})}
+        records = {"best_score": self.best_score, "last_score": self.last_score, "logger": self.logger.records}
+        writer.save(int(state.update) * self.config.rollout_size, self.config, policy, rest, self.last_score, records)
+
+    def _restore(self) -> dict[str, Any]:
+        """Take the newest checkpoint's state; returns the logger's."""
         policy = {"params": self.state.params, "stats": self.state.stats}
-        rest = {"state": self.state._replace(params=None, stats={}), "scores": np.zeros(2)}
-        _, policy, rest = self.writer.restore(None, policy, rest)
-        self.state = rest["state"]._replace(params=policy["params"], stats=policy["stats"])
-        self.best_score, self.last_score = map(float, rest["scores"])
+        rest = {"state": self.state._replace(params=None, stats={})}
+        saved = self.writer.restore(None, policy, rest)
+        self.state = saved.run["state"]._replace(params=saved.policy["params"], stats=saved.policy["stats"])
+        self.best_score, self.last_score = saved.records["best_score"], saved.records["last_score"]
+        logger: dict[str, Any] = saved.records["logger"]
+        return logger
 
     def _print_start(self) -> None:
         config, device = self.config, jax.devices()[0]
@@ -245,8 +306,8 @@ def _shapes(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.shape, tree)
 
 
-def _crossed(interval: int, before: int, after: int) -> bool:
-    return before // interval < after // interval
+def _copy(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.copy(), tree)
 
 
 def final_evaluation(config: Config, directory: Path, logger: MetricsLogger) -> tuple[Report, Path | None]:
@@ -278,24 +339,28 @@ def execute(config: Config, resume: bool = False) -> Path:
         _write_down(config, directory)
     else:
         prepare_directory(config)
-    run = Run(config, directory, resume, env=env)
-    try:
-        run.train()
-        seconds = run.logger.seconds
-    finally:
-        run.close()
-    console = run.logger.console
-    paths = {
-        "env steps": f"{run.env_steps:,} in {seconds / 60:.1f} minutes",
-        "best model": directory / "best_model",
-        "final model": directory / "final_model",
-        "learning curve": directory / "learning_curve.png",
-        "TensorBoard": f"tensorboard --logdir {directory / 'tensorboard'}",
-    }
-    if config.final_eval_episodes:
-        report, video = final_evaluation(config, directory, run.logger)
-        console.print(report_table(report))
-        paths |= {"report": directory / "eval" / "report.json"} | ({"video": video} if video else {})
+    with StopRequest(f"stopped; to go on: train.py --resume {directory}") as stop:
+        run = Run(config, directory, resume, env=env)
+        try:
+            run.train(stop)
+            seconds = run.logger.seconds
+        finally:
+            run.close()
+        if stop.signum is not None:
+            raise Interrupted(stop.signum, stop.farewell)
+        stop.nothing_to_save = True
+        console = run.logger.console
+        paths = {
+            "env steps": f"{run.env_steps:,} in {seconds / 60:.1f} minutes",
+            "best model": directory / "best_model",
+            "final model": directory / "final_model",
+            "learning curve": directory / "learning_curve.png",
+            "TensorBoard": f"tensorboard --logdir {directory / 'tensorboard'}",
+        }
+        if config.final_eval_episodes:
+            report, video = final_evaluation(config, directory, run.logger)
+            console.print(report_table(report))
+            paths |= {"report": directory / "eval" / "report.json"} | ({"video": video} if video else {})
     paths["evaluate"] = f"uv run eval.py --model-path {directory / 'best_model'}"
     console.print(summary_table("done", paths))
     return directory

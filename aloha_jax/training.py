@@ -95,9 +95,14 @@ def _train_step(
         assert config.target_kl is not None  # Config.validate
         opt_state = _adapt(opt_state, metrics["approx_kl"], config.target_kl)
     params = _cap_log_std(config, params, run.update + 1)
-    stats = {name: stats.update(collected.vectors[name]) for name, stats in run.stats.items()}
+    stats = {name: _updated(stats, collected.vectors[name]) for name, stats in run.stats.items()}
     metrics |= collected.episodes | {"learning_rate": opt_state.hyperparams["learning_rate"]}
     return RunState(params, opt_state, stats, collected.env, key, run.update + 1), metrics
+
+
+def _updated(stats: RunningStats, x: jax.Array) -> RunningStats:
+    """Statistics with one more batch, unless a number in it is not finite: that would stay in them for ever."""
+    return jax.tree.map(lambda new, old: jnp.where(jnp.isfinite(x).all(), new, old), stats.update(x), stats)
 
 
 class Rollout(NamedTuple):

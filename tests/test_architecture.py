@@ -12,6 +12,8 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 # A module imports only from those before it; within a package like `engines` its modules are free.
 ORDER = [
     "startup",
+    "atomic",
+    "signals",
     "config",
     "decimation",
     "scene",

@@ -160,10 +160,10 @@ def test_a_disk_that_is_really_full(disk: Path) -> None:
     assert load_policy(disk / "model").config == SMALL
 
     writer = CheckpointWriter(disk / "checkpoints")
-    writer.save(1, SMALL, {"w": np.zeros(3)}, {"x": np.zeros(2)}, score=0.0)
+    writer.save(1, SMALL, {"w": np.zeros(3)}, {"x": np.zeros(2, np.float32)}, score=0.0)
 
     def save_too_much() -> None:
-        writer.save(2, SMALL, {"w": large}, {"x": np.zeros(2)}, score=1.0)
+        writer.save(2, SMALL, {"w": large}, {"x": np.zeros(2, np.float32)}, score=1.0)
         writer.close()
 
     with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
@@ -176,7 +176,7 @@ def test_the_newest_three_and_the_best_checkpoint_are_kept(tmp_path: Path) -> No
     def save(steps: dict[int, float]) -> set[int]:
         writer = CheckpointWriter(tmp_path)
         for step, score in steps.items():
-            writer.save(step, SMALL, {"w": np.full(2, step)}, {"x": np.zeros(1)}, score)
+            writer.save(step, SMALL, {"w": np.full(2, step)}, {"x": np.zeros(1, np.float32)}, score)
         writer.close()
         return {int(path.name) for path in tmp_path.iterdir()}
 
@@ -191,14 +191,14 @@ def test_restore_gives_back_what_was_saved(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no complete checkpoint"):
         writer.restore(None, policy, run)
     for step in (10, 20):
-        writer.save(step, SMALL, policy, run | {"update": jnp.int32(step)}, score=0.0)
+        writer.save(step, SMALL, policy, run | {"update": jnp.int32(step)}, score=0.0, records={"seconds": 1.5})
     writer.close()
     writer = CheckpointWriter(tmp_path)
-    step, restored_policy, restored_run = writer.restore(None, policy, run)
-    assert (step, int(restored_run["update"])) == (20, 20)
+    step, restored_policy, restored_run, records = writer.restore(None, policy, run)
+    assert (step, int(restored_run["update"]), records) == (20, 20, {"seconds": 1.5})
     assert_same_tree(restored_policy, policy)
     assert (jax.random.key_data(restored_run["key"]) == jax.random.key_data(run["key"])).all()
-    assert int(writer.restore(10, policy, run)[2]["update"]) == 10
+    assert int(writer.restore(10, policy, run).run["update"]) == 10
     with pytest.raises(CheckpointError, match=r"/20, which is damaged or does not fit"):
         writer.restore(None, {"w": np.zeros(4, np.float32)}, run)
     writer.close()

@@ -1,0 +1,56 @@
+"""A run that is killed and resumed is the run that was not: every array, every row of its records."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+import train
+from aloha_jax import checkpoints
+from tests.crash import assert_same_run, complete_checkpoints, require_whole, rows, start_training
+from tests.small_run import FLAGS, PIXELS, STATE, small_run
+
+
+def kill_once_it_has(path: Path, *args: str) -> None:
+    """Start a training and end it by SIGKILL as soon as `path` exists."""
+    process = start_training(*args)
+    deadline = time.monotonic() + 200
+    while not path.exists():
+        assert process.poll() is None, f"it ended by itself: {process.communicate()[1]}"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    process.kill()
+    process.communicate()
+    assert process.returncode == -9, "it was done before it could be killed"
+
+
+@pytest.mark.parametrize("flags", [STATE, PIXELS], ids=["state", "pixels"])
+def test_a_killed_run_ends_as_if_it_had_not_been(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, flags: tuple[str, ...]
+) -> None:
+    run = tmp_path / "run"
+    kill_once_it_has(run / "checkpoints" / "64", *FLAGS, *flags, "--log-dir", str(run))
+    require_whole(run)
+    assert [path.name for path in complete_checkpoints(run)] == ["64"]
+    assert rows(run / "progress.csv")[0]["env_steps"] == "64"  # no checkpoint without the rows that lead to it
+    train.main(["--resume", str(run)])
+    assert_same_run(run, small_run(tmp_path_factory, flags).directory)
+
+
+def test_a_run_in_three_pieces_is_the_run_in_one(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train.main([*FLAGS, *STATE, "--total-timesteps", "64", "--log-dir", str(run)])
+    train.main(["--resume", str(run), "--total-timesteps", "128"])
+    train.main(["--resume", str(run), "--total-timesteps", "192"])
+    assert_same_run(run, small_run(tmp_path_factory, STATE).directory)
+    seconds = [float(line.split(",")[1]) for line in (run / "progress.csv").read_text().splitlines()[1:]]
+    assert seconds == sorted(seconds)  # the clock goes on, too
+
+
+def test_the_digest_sees_every_array_of_the_state(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Else equal digests would prove nothing: checkpoints of one run differ in both."""
+    run = small_run(tmp_path_factory, STATE).directory
+    first, last = (checkpoints.digests(run / "checkpoints" / step) for step in ("64", "192"))
+    assert set(first) == {"policy", "run"}
+    assert first["policy"] != last["policy"]
+    assert first["run"] != last["run"]
