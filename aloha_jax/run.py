@@ -116,6 +116,7 @@ class Run:
         self.writer = CheckpointWriter(directory / "checkpoints")
         self.state: RunState = training.init_run(config, self.env)
         self.best_score = self.last_score = -1.0
+        self._complained = False
         if resume:
             self._restore()
         self.logger = MetricsLogger(directory, config.total_timesteps, self.env_steps, quiet)
@@ -179,7 +180,13 @@ class Run:
             self.best_score = self.last_score
             checkpoints.save_model(self.directory / "best_model", policy)
         plots.learning_curve(self.directory)
+        self._complain_once()
         self.logger.stop_clock()
+
+    def _complain_once(self) -> None:
+        if not self._complained and (complaint := self.env.engine.complaint(self.state.env.physics)):
+            self._complained = True
+            self.logger.console.print(f"[yellow]warning:[/] {complaint}")
 
     def _save(self, env_steps: int) -> None:
         state = jax.tree.map(lambda x: x.copy(), self.state)  # written in the background, while `train_step` donates the original
