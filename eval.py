@@ -23,8 +23,8 @@ class Flags:
     """A run, its best_model or final_model, or one checkpoints/<step>."""
     n_episodes: int = 10
     """Number of episodes."""
-    sim: Literal["gym_aloha", "c"] = "gym_aloha"
-    """The original gym_aloha environment, or our own engine."""
+    sim: Literal["gym_aloha", "c", "mjx"] = "gym_aloha"
+    """The original gym_aloha environment, or one of our own engines."""
     seed: int = 0
     """Episode i starts from seed + i, as env.reset(seed=...) in gym_aloha."""
     save_video: bool = False

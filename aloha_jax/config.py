@@ -63,7 +63,7 @@ class Config:
     engine: Literal["auto", "c", "mjx"] = "auto"
     """Physics: C MuJoCo on CPU threads, or MJX on the accelerator."""
     impl: Literal["auto", "jax", "warp"] = "auto"
-    """Implementation of mjx."""
+    """Implementation of mjx: NVIDIA Warp's kernels (CUDA, CPU), or XLA alone with simpler collisions; auto: warp if it runs."""
     physics: Literal["fast", "exact"] = "fast"
     """4 x 0.005 s with a capped solver, or gym_aloha's own 10 x 0.002 s."""
     renderer: Literal["auto", "egl", "warp"] = "auto"
@@ -213,8 +213,10 @@ class Config:
         return self
 
     def _validate_backends(self) -> None:
-        _require(self.engine != "mjx", "engine", "is auto or c: physics on the accelerator is not built yet", self.engine)
-        _require(self.impl == "auto", "impl", "is auto: it chooses between implementations of --engine mjx", self.impl)
+        mjx = self.engine == "mjx"
+        _require(mjx or self.impl == "auto", "impl", "is auto: it chooses between implementations of --engine mjx", self.impl)
+        own = "is fast for --impl jax, which has a collision model of its own"
+        _require(self.impl != "jax" or self.physics == "fast", "physics", own, self.physics)
         _require(self.renderer != "warp", "renderer", "is auto or egl: ray tracing is not built yet", self.renderer)
 
     def _validate_teacher(self) -> None:

@@ -291,9 +291,9 @@ def make(
     Args:
         task: `insertion`.
         num_envs: number of worlds, N.
-        engine: `c` (C MuJoCo on a thread pool).
-        impl: implementation of the `mjx` engine; unused by `c`.
-        physics: `exact` (gym_aloha's 10 x 0.002 s) or `fast` (4 x 0.005 s, capped solver).
+        engine: `c` (C MuJoCo on a thread pool) or `mjx` (on JAX's device).
+        impl: implementation of the `mjx` engine, `auto`, `warp` or `jax`; unused by `c`.
+        physics: `exact` (gym_aloha's 10 x 0.002 s) or `fast` (4 x 0.005 s, capped solver; mjx's `jax` has its own).
         obs: `pixels`, `pixels_agent_pos` or `state`.
         action: `absolute` (gym_aloha's meaning) or `delta` (`delta_target`).
         reward: `sparse` (gym_aloha's level), `shaped` (the guide's) or `dense`.
@@ -333,7 +333,7 @@ def make(
     if obs != "state":
         frames = make_renderer(renderer, task, image_height, image_width, crop, quality=render_quality)
     return Env(
-        make_engine(engine, task, physics),
+        make_engine(engine, task, physics, impl),
         task,
         num_envs,
         frames,
@@ -357,7 +357,7 @@ def make_from_config(
         size = (config.image_height, config.image_width)
         frames = make_renderer(config.renderer, config.task, *size, config.crop, quality=config.render_quality)
     return Env(
-        make_engine("c" if config.engine == "auto" else config.engine, config.task, config.physics),
+        make_engine("c" if config.engine == "auto" else config.engine, config.task, config.physics, config.impl),
         config.task,
         num_envs or config.n_envs,
         frames,

@@ -28,7 +28,7 @@ from aloha_jax.tasks import make_task
 from aloha_jax.tasks.insertion import Progress
 from aloha_jax.video import compose, write_mp4
 
-SIMULATORS = ("gym_aloha", "c")
+SIMULATORS = ("gym_aloha", "c", "mjx")
 NUM_LEVELS = 4
 
 
@@ -283,7 +283,7 @@ def evaluate(
 
     Args:
         policy: what to evaluate.
-        simulator: `gym_aloha`, or `c` for our engine under the policy's own physics; 300 steps in either.
+        simulator: `gym_aloha`, or our engine `c` or `mjx` under the policy's own physics; 300 steps in each.
         n_episodes: how many episodes.
         seed: of the first one.
         stochastic: sample actions instead of taking their mean.

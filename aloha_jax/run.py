@@ -125,6 +125,7 @@ class Run:
         self.writer = CheckpointWriter(directory / "checkpoints", config.keep_period)
         self.state: RunState = training.init_run(config, self.env)
         self.best_score = self.last_score = -1.0
+        self._complained = False
         self.broken_updates = 0  # in a row, up to the newest one whose metrics were read
         self._pending: tuple[int, Any] | None = None  # metrics of the newest update, not read yet
         records = self._restore() if resume else {}
@@ -234,7 +235,13 @@ class Run:
             self.best_score = self.last_score
             checkpoints.save_model(self.directory / "best_model", policy)
         plots.learning_curve(self.directory)
+        self._complain_once()
         self.logger.stop_clock()
+
+    def _complain_once(self) -> None:
+        if not self._complained and (complaint := self.env.engine.complaint(self.state.env.physics)):
+            self._complained = True
+            self.logger.console.print(f"[yellow]warning:[/] {complaint}")
 
     def _save(self) -> None:
         self._read_metrics()  # what a checkpoint stands for must be on the disk before it: nobody would make it again

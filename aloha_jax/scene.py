@@ -1,7 +1,7 @@
 """gym_aloha's own MJCF, edited with `MjSpec` into the models that physics and rendering use.
 
 No asset is copied: the XML and meshes are read from the installed `gym_aloha` package. Every edit is listed in `load_spec`
-(things that change nothing physical: sensors, sites, a fixed camera), `fast_physics` and `cheap_visuals`.
+(things that change nothing physical: sensors, sites, a fixed camera), `fast_physics`, `reduced_physics` and `make_visual_model`.
 """
 
 import dataclasses
@@ -30,6 +30,12 @@ CONTROL_TIMESTEP = 0.02  # seconds; 50 Hz
 
 # Inner side of a fingertip in its finger's frame, metres (read off the convex hull of the finger mesh); y for the left finger.
 FINGERTIP = (0.075, -0.0224, 0.0)
+
+# A finger's pad in `reduced_physics`, in its link's frame, metres: along the finger, across it, and outward from its inner side.
+PAD_RANGE, PAD_HALF_WIDTH, PAD_THICKNESS = (0.03, 0.085), 0.006, 0.008
+
+# Contacts that MJX's `jax` implementation solves for; the pairs could make 96, an expert's episode makes at most 24 at once.
+MAX_REDUCED_CONTACTS = 32
 
 SOCKET_WALLS = ("socket-1", "socket-2", "socket-3", "socket-4")
 
@@ -146,19 +152,68 @@ def fast_physics(spec: mujoco.MjSpec) -> None:
     spec.option.ls_iterations = 8
 
 
+def reduced_physics(spec: mujoco.MjSpec, task: str = "insertion") -> None:
+    """What MJX's `jax` implementation can compile and keep stable in float32: few convex pairs, all of them primitive.
+
+    Only what the reward reads may touch (`TaskScene.touches`), and the fingers the table. Fingers become boxes, the table a
+    plane without an edge; arms pass through each other and through everything else. Names stay, so sensors stay.
+    """
+    touches = TASK_SCENES[task].touches.values()
+    pairs = [(a, b) for side_a, side_b in touches for a in side_a for b in side_b]
+    fingers = [finger_geom(arm, finger) for arm in ARMS for finger in FINGERS]
+    pairs += [(finger, "table") for finger in fingers]
+    kept = {name for pair in pairs for name in pair}
+    for geom in list(spec.geoms):
+        if geom.name not in kept:
+            spec.delete(geom)
+            continue
+        geom.contype = geom.conaffinity = 0
+        # MJX computes in float32, where 0.9999 (what C MuJoCo makes of the XML's 2) leaves nothing of a contact's softness.
+        geom.solimp = (0.9, 0.95, 0.001, 0.5, 2.0)
+    for name in fingers:
+        _make_pad(spec.geom(name), outward=1 if "left_gripper_finger" in name else -1)
+    table = spec.geom("table")
+    table.type, table.meshname, table.size = mujoco.mjtGeom.mjGEOM_PLANE, "", (1.0, 1.0, 0.1)
+    for geom_a, geom_b in pairs:
+        undefined = np.nan  # to the compiler: take it from the geoms
+        spec.add_pair(
+            geomname1=geom_a, geomname2=geom_b, condim=4, friction=[undefined] * 5, solref=[undefined] * 2, solimp=[undefined] * 5
+        )
+    spec.add_numeric(name="max_contact_points", data=[MAX_REDUCED_CONTACTS], size=1)
+    option = spec.option
+    option.cone, option.impratio = mujoco.mjtCone.mjCONE_ELLIPTIC, 10.0
+    option.iterations, option.ls_iterations = 10, 20
+
+
+def _make_pad(geom: mujoco.MjsGeom, outward: int) -> None:
+    """Turns a finger's hull into a box with the same inner face; `outward` is the sign of its outer side's y."""
+    inner = abs(FINGERTIP[1])
+    low, high = PAD_RANGE
+    geom.type, geom.meshname = mujoco.mjtGeom.mjGEOM_BOX, ""
+    geom.size = ((high - low) / 2, PAD_THICKNESS / 2, PAD_HALF_WIDTH)
+    geom.pos = ((high + low) / 2, outward * (PAD_THICKNESS / 2 - inner), 0.0)
+    geom.quat, geom.alt.type = (1.0, 0.0, 0.0, 0.0), mujoco.mjtOrientation.mjORIENTATION_QUAT
+
+
+PHYSICS = ("exact", "fast", "reduced")
+
+
 @functools.cache
 def make_scene(task: str = "insertion", physics: str = "fast") -> Scene:
     """The scene of a task for the physics engines.
 
     Args:
         task: a key of `TASK_SCENES`.
-        physics: `exact` (gym_aloha's own 10 x 0.002 s, sensors at the new positions) or `fast` (4 x 0.005 s).
+        physics: `exact` (gym_aloha's own 10 x 0.002 s, sensors at the new positions), `fast` (4 x 0.005 s) or `reduced`
+            (10 x 0.002 s, few and simple collisions).
     """
-    if physics not in ("exact", "fast"):
-        raise ValueError(f"physics is 'exact' or 'fast', not {physics!r}")
+    if physics not in PHYSICS:
+        raise ValueError(f"physics is one of {', '.join(PHYSICS)}, not {physics!r}")
     spec = load_spec(task)
     if physics == "fast":
         fast_physics(spec)
+    elif physics == "reduced":
+        reduced_physics(spec, task)
     model = spec.compile()
     sensors = {
         model.sensor(i).name: slice(model.sensor_adr[i], model.sensor_adr[i] + model.sensor_dim[i]) for i in range(model.nsensor)

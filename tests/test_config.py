@@ -100,8 +100,9 @@ def test_json_that_lacks_a_setting_takes_its_default() -> None:
         ({"crop": (0, 600, 10, 41)}, "--crop"),
         ({"conv": ((8, 0, 1),)}, "--conv"),
         ({"image_height": 35, "conv": NATURE_CNN}, "--conv"),  # Mnih's convolutions need 36 pixels
-        ({"engine": "mjx"}, "--engine"),
-        ({"impl": "warp"}, "--impl"),
+        ({"impl": "warp"}, "--impl"),  # without --engine mjx
+        ({"engine": "c", "impl": "jax"}, "--impl"),
+        ({"engine": "mjx", "impl": "jax", "physics": "exact"}, "--physics"),
         ({"renderer": "warp"}, "--renderer"),
     ],
 )
@@ -122,6 +123,8 @@ def test_a_wrong_setting_is_refused_by_the_name_of_its_flag(change: dict[str, An
         {"gamma": 1.0, "gae_lambda": 0.0, "final_eval_episodes": 0, "seed": 2**32 - 1},
         {"action_clip": None, "lr_schedule": "adaptive", "target_kl": 0.01},
         {"batch_size": 2048, "microbatch_size": 1},
+        {"engine": "mjx", "impl": "warp", "physics": "exact"},
+        {"engine": "mjx", "impl": "jax"},
     ],
 )
 def test_what_is_just_right_is_accepted(change: dict[str, Any]) -> None:

@@ -98,6 +98,9 @@ class ScriptedEngine:
         internal = {**physics.internal, "time": jnp.where(mask, 0, physics.internal["time"])}
         return self._show(internal, jnp.where(mask[:, None], qpos, physics.qpos))
 
+    def complaint(self, physics: Physics) -> str | None:
+        return None
+
     def _show(self, internal: dict[str, jax.Array], qpos: jax.Array) -> Physics:
         worlds = jnp.arange(len(qpos))
         row = worlds, jnp.minimum(internal["time"], ROWS - 1)
@@ -545,7 +548,7 @@ def test_pictures_are_of_the_worlds_they_belong_to(obs: str) -> None:
         ({"action": "relative"}, "action is one of delta, absolute"),
         ({"reward": "rich"}, "reward is one of dense, shaped, sparse"),
         ({"engine": "bullet"}, "engine is "),
-        ({"physics": "quick"}, "physics is 'exact' or 'fast'"),
+        ({"physics": "quick"}, "physics is one of exact, fast, reduced"),
         ({"num_envs": 0}, "num_envs is at least 1, not 0"),
         ({"obs": "pixels", "renderer": "povray"}, "renderer is "),
         ({"obs": "pixels", "crop": (0, 0, 481, 640)}, "crop"),

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 
+from aloha_jax.config import ConfigError
 from aloha_jax.scene import Scene
 
 
@@ -43,12 +44,38 @@ class Engine(Protocol):
         """`reset` for the worlds where bool[N] `mask` holds, `physics` elsewhere."""
         ...
 
+    def complaint(self, physics: Physics) -> str | None:
+        """One sentence about what went wrong in these worlds that no state shows, and what to do; None if nothing did."""
+        ...
 
-def make_engine(name: str, task: str = "insertion", physics: str = "fast") -> Engine:
-    """The engine called `name` (`c`) on the scene of `task`; `physics` as in `scene.make_scene`."""
-    from aloha_jax.engines.c import CEngine
+
+def make_engine(name: str, task: str = "insertion", physics: str = "fast", impl: str = "auto") -> Engine:
+    """The engine called `name` on the scene of `task`.
+
+    Args:
+        name: `c` or `mjx`.
+        task: a key of `scene.TASK_SCENES`.
+        physics: `fast` or `exact`, as in `scene.make_scene`; the `jax` implementation has only its own, `reduced`.
+        impl: of `mjx`: `warp`, `jax`, or `auto` for the better one on this device.
+
+    Raises:
+        ConfigError: the `jax` implementation is asked for exact physics.
+    """
     from aloha_jax.scene import make_scene
 
-    if name != "c":
-        raise ValueError(f"engine is 'c', not {name!r}")
-    return CEngine(make_scene(task, physics))
+    if name == "c":
+        from aloha_jax.engines.c import CEngine
+
+        return CEngine(make_scene(task, physics))
+    if name != "mjx":
+        raise ValueError(f"engine is 'c' or 'mjx', not {name!r}")
+    from aloha_jax.engines.mjx import MjxEngine, default_impl
+
+    impl = default_impl() if impl == "auto" else impl
+    if impl == "jax":
+        if physics == "exact":
+            raise ConfigError(
+                "--physics exact needs --impl warp or --engine c: MJX's jax implementation has its own collision model"
+            )
+        physics = "reduced"
+    return MjxEngine(make_scene(task, physics), impl)

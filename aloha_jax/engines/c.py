@@ -24,18 +24,18 @@ from aloha_jax.scene import Scene
 FULL_PHYSICS = mujoco.mjtState.mjSTATE_FULLPHYSICS.value
 
 
-def action_to_ctrl(action: np.ndarray) -> np.ndarray:
-    """gym_aloha's `before_step`, batched: float[N, 14] targets -> float[N, 16] actuator controls, bit for bit.
+def action_to_ctrl(action: Any) -> Any:
+    """gym_aloha's `before_step`, batched: float[N, 14] targets -> float[N, 16] actuator controls.
 
     Per arm: six joint angles (rad) and a gripper from 0 (closed) to 1 (open), which drives two fingers in opposite directions.
-    NumPy rather than JAX: a compiler may fuse the multiply and the add of the gripper's mapping and round once instead of twice.
+    Bit for bit in NumPy; in JAX the compiler may fuse the multiply and the add of the gripper's mapping and round once.
     """
     left, right = action[:, :7], action[:, 7:]
     columns = []
     for arm in (left, right):
         gripper = unnormalize_puppet_gripper_position(arm[:, 6:])
         columns += [arm[:, :6], gripper, -gripper]
-    return np.concatenate(columns, axis=1)
+    return action.__array_namespace__().concat(columns, axis=1)
 
 
 class CEngine:
@@ -61,6 +61,9 @@ class CEngine:
 
     def reset_where(self, mask: jax.Array, physics: Physics, qpos: jax.Array, qvel: jax.Array) -> Physics:
         return self._call(self._host_reset_where, mask.shape[0], mask, physics, qpos, qvel)
+
+    def complaint(self, physics: Physics) -> str | None:
+        return None
 
     def _call(self, host_function: Callable[..., Physics], num_worlds: int, *args: Any) -> Physics:
         model = self.scene.model
