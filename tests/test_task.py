@@ -301,6 +301,7 @@ def test_there_and_back_earns_nothing(task: Insertion, expert_replay: Replay) ->
     start, stop = 150, 190  # carrying
     steps = [*range(start, stop), *range(stop, start - 1, -1), *[start] * 80]
     _, progress = at_step(expert_replay, start)
+    progress = progress._replace(action=jnp.zeros((len(SEEDS), 14)))
     first, total = progress, np.zeros((len(SEEDS), 2))
     failed, action = jnp.zeros(len(SEEDS), bool), jnp.zeros((len(SEEDS), 14))
     for step in steps:
@@ -314,6 +315,7 @@ def test_there_and_back_earns_nothing(task: Insertion, expert_replay: Replay) ->
 
 def test_failure_takes_back_all_potential(task: Insertion, expert_replay: Replay) -> None:
     physics, progress = at_step(expert_replay, STAGE_ENDS["carry"])
+    progress = progress._replace(action=jnp.zeros((len(SEEDS), 14)))
     failed = jnp.array([True, False, True, False])
     level, action = jnp.zeros(len(SEEDS), jnp.int32), jnp.zeros((len(SEEDS), 14))
     reward, after = task.dense(physics, progress, level, failed, action)
