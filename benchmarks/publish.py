@@ -40,6 +40,8 @@ def main(flags: Flags) -> None:
         policy.config, log_dir=f"runs/{flags.to.name}", teacher=flags.teacher, overwrite=False, resume=None
     )
     checkpoints.save_model(flags.to, Policy(config, policy.params, policy.stats))
+    for note in flags.to.rglob("commit_success.txt"):  # Orbax writes the absolute path there
+        note.write_text("Checkpoint commit was successful\n")
     done = 0
 
     def count(rollout: evaluation.Rollout) -> None:
