@@ -15,8 +15,9 @@ import jax
 import tyro
 
 from aloha_jax.checkpoints import CheckpointError
-from aloha_jax.config import PRESETS, Config, ConfigError
+from aloha_jax.config import Config, ConfigError
 from aloha_jax.pixels import RendererUnavailable
+from aloha_jax.presets import PRESETS
 from aloha_jax.run import Diverged
 from aloha_jax.signals import Interrupted
 

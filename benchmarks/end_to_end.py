@@ -13,8 +13,9 @@ import jax
 import tyro
 
 from aloha_jax import training
-from aloha_jax.config import NATURE_CNN, PRESETS
+from aloha_jax.config import NATURE_CNN
 from aloha_jax.env import make_from_config
+from aloha_jax.presets import PRESETS
 
 
 @dataclasses.dataclass(frozen=True)

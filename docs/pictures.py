@@ -11,8 +11,8 @@ from PIL import Image
 
 import aloha_jax
 from aloha_jax import expert
-from aloha_jax.config import PRESETS
 from aloha_jax.pixels import frame_to_observation, make_renderer
+from aloha_jax.presets import PRESETS
 from aloha_jax.video import compose
 
 SEED = 7

@@ -15,6 +15,7 @@ ORDER = [
     "atomic",
     "signals",
     "config",
+    "presets",
     "decimation",
     "scene",
     "expert",

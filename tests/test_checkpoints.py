@@ -17,8 +17,9 @@ import pytest
 
 from aloha_jax import checkpoints
 from aloha_jax.checkpoints import CheckpointError, CheckpointWriter, load_policy, save_model
-from aloha_jax.config import PRESETS, Config, ConfigError
+from aloha_jax.config import Config, ConfigError
 from aloha_jax.policy import Policy, init_params, init_stats
+from aloha_jax.presets import PRESETS
 from tests.small_run import PIXELS, STATE, small_run
 from tests.tiny_disk import tiny_disk
 

@@ -15,8 +15,9 @@ import eval as eval_command
 import train
 from aloha_jax import cli, run
 from aloha_jax.checkpoints import save_model
-from aloha_jax.config import PRESETS, ConfigError
+from aloha_jax.config import ConfigError
 from aloha_jax.policy import Policy, init_params, init_stats
+from aloha_jax.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
 

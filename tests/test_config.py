@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from aloha_jax.config import FORMAT_VERSION, NATURE_CNN, PRESETS, Config, ConfigError
+from aloha_jax.config import FORMAT_VERSION, NATURE_CNN, Config, ConfigError
+from aloha_jax.presets import PRESETS
 
 CONFIG = Config(n_envs=64, n_steps=32, batch_size=512)
 

@@ -18,10 +18,11 @@ from gym_aloha.utils import sample_insertion_pose
 
 from aloha_jax import evaluation, expert, scene
 from aloha_jax.actions import DELTA_SCALE
-from aloha_jax.config import PRESETS, Config
+from aloha_jax.config import Config
 from aloha_jax.env import make_from_config
 from aloha_jax.evaluation import Rollout, evaluate, summarize, wilson_interval
 from aloha_jax.policy import Policy, init_params, init_stats
+from aloha_jax.presets import PRESETS
 from aloha_jax.tasks.insertion import Insertion
 from tests.small_run import PIXELS, STATE, small_run
 

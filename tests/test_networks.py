@@ -13,7 +13,6 @@ import scipy.signal  # type: ignore[import-untyped]
 import scipy.stats  # type: ignore[import-untyped]
 
 from aloha_jax import networks
-from aloha_jax.config import PRESETS
 from aloha_jax.networks import (
     ActorCritic,
     Gaussian,
@@ -24,6 +23,7 @@ from aloha_jax.networks import (
     num_parameters,
 )
 from aloha_jax.policy import example_inputs, make_network
+from aloha_jax.presets import PRESETS
 
 SQRT_2 = math.sqrt(2)
 

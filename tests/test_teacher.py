@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from aloha_jax import checkpoints, run, training
-from aloha_jax.config import PRESETS, Config, ConfigError
+from aloha_jax.config import Config, ConfigError
 from aloha_jax.env import Env, make_from_config
 from aloha_jax.policy import Policy, init_params, init_stats, make_network
+from aloha_jax.presets import PRESETS
 from aloha_jax.training import RunState
 
 TEACHER = dataclasses.replace(PRESETS["smoke"], obs="state", network="mirrored", hidden_sizes=(16,), normalize_obs=False)
