@@ -92,7 +92,8 @@ class CheckpointWriter:
             todelete_subdir=TRASH,  # moved there in one instant: a kill amid deleting must not leave half a checkpoint
         )
         self._directory = directory.absolute()
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        with _Readable(self._directory):  # it reads every checkpoint's score
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
         self._empty_trash()
 
     def save(
@@ -273,7 +274,8 @@ class _Readable:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, (CheckpointError, ConfigError)) or not isinstance(error, Exception):
+        own = isinstance(error, (CheckpointError, ConfigError))
+        if own or not isinstance(error, Exception) or getattr(error, "errno", None) in (errno.EROFS, errno.EACCES, errno.ENOSPC):
             return
         reason = str(error).strip().split("\n")[0].split(". ")[0][:200] or type(error).__name__
         raise CheckpointError(

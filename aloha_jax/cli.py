@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import errno
 import io
+import logging
 import re
 import sys
 import typing
@@ -21,9 +22,15 @@ from aloha_jax.presets import PRESETS
 from aloha_jax.run import Diverged
 from aloha_jax.signals import Interrupted
 
+# JAX logs the traceback of what a callback raised, and then raises it.
+logging.getLogger("jax._src.callback").setLevel(logging.CRITICAL)
+
 T = TypeVar("T")
 
-STORAGE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
+STORAGE_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENOTDIR),
+    *(errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+)
 OUT_OF_MEMORY = "out of memory: lower --n-envs or --n-steps, or give --microbatch-size; checkpoints already written are intact"
 
 
@@ -100,6 +107,8 @@ def user_errors() -> Iterator[None]:
     except MemoryError:
         _fail(OUT_OF_MEMORY)
     except jax.errors.JaxRuntimeError as error:
+        if unavailable := re.search(r"RendererUnavailable: (.+)", str(error)):  # raised in a callback
+            _fail(unavailable[1])
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         _fail(OUT_OF_MEMORY)

@@ -197,6 +197,14 @@ class Config:
             _require(0 <= getattr(self, name) <= 1, name, "must lie in 0..1", getattr(self, name))
         for name in ("ent_coef", "vf_coef", "ppo_coef", "distill_coef", "final_eval_episodes"):
             _require(0 <= getattr(self, name) < float("inf"), name, "must not be negative", getattr(self, name))
+        for field in dataclasses.fields(self):  # JAX counts in 32 bits
+            value = getattr(self, field.name)
+            small = not isinstance(value, int) or field.name == "seed" or abs(value) < 2**31
+            _require(small, field.name, "must be less than 2^31", value)
+        _require(self.rollout_size < 2**31, "n_steps", f"times --n-envs {self.n_envs} must be less than 2^31", self.n_steps)
+        for name in ("log_dir", "resume"):
+            path = getattr(self, name) or "."
+            _require(path.isprintable(), name, "must consist of printable characters", ascii(path))
         _require(0 <= self.seed < 2**32, "seed", "must lie in 0..2^32 - 1", self.seed)
         _require(0 <= self.start_share <= 1, "start_share", "must lie in 0..1", self.start_share)
         _require(abs(self.log_std_init) < float("inf"), "log_std_init", "must be finite", self.log_std_init)
@@ -267,7 +275,7 @@ class Config:
         """
         try:
             values = json.loads(text)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ConfigError(f"{source} is not valid JSON: {error}") from None
         if not isinstance(values, dict):
             raise ConfigError(f"{source} must hold a JSON object")
@@ -313,7 +321,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
             raise ConfigError(f"{where} must be a list like {hint}, not {value!r}")
         kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
         return tuple(_typed(v, kind, where) for v, kind in zip(value, kinds, strict=True))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    if hint is float and type(value) is int and abs(value) < 2**53:
         return float(value)
     if type(value) is not hint:
         raise ConfigError(f"{where} must be of type {hint.__name__}, not {value!r}")

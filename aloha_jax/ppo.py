@@ -247,8 +247,8 @@ def update(
     indices = jax.vmap(shuffled)(jax.random.split(key, hp.n_epochs)).reshape(-1, hp.batch_size)
     carry = (params, opt_state, jnp.zeros((), bool))
     (params, opt_state, _), (metrics, used, broken) = jax.lax.scan(minibatch_step, carry, indices)
-    weight = used / used.sum()  # NaN if none was used
-    metrics = {name: (jnp.where(used, x, 0.0) * weight).sum() for name, x in metrics.items()}
+    count = jnp.where(used.any(), used.sum(), jnp.nan)  # of nothing there is no mean
+    metrics = {name: jnp.where(used, x, 0.0).sum() / count for name, x in metrics.items()}
     metrics["update_share"] = used.mean()
     metrics["skipped_minibatches"] = broken.sum()
     metrics["explained_variance"] = explained_variance(batch.value, batch.target_value)

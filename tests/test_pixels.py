@@ -139,11 +139,26 @@ def test_any_size(poses: np.ndarray, size: tuple[int, int]) -> None:
     assert pictures.any()
 
 
-def test_a_killed_worker_is_an_error(poses: np.ndarray) -> None:
+def test_a_killed_worker_is_replaced_and_its_part_drawn_again(renderer: EglRenderer, poses: np.ndarray) -> None:
+    with make_renderer("egl", "insertion", 48, 64, num_workers=2) as other:
+        assert isinstance(other, EglRenderer)
+        before = [worker._process.pid for worker in other._workers]
+        other._workers[1]._process.kill()
+        with pytest.warns(RuntimeWarning, match=r"render worker \d+ was killed by SIGKILL; another"):
+            np.testing.assert_array_equal(other.render(poses), renderer.render(poses))
+        after = [worker._process.pid for worker in other._workers]
+        assert after[0] == before[0]
+        assert after[1] != before[1]
+        np.testing.assert_array_equal(other.render(poses), renderer.render(poses))  # and all is well again
+
+
+@pytest.mark.filterwarnings("ignore:render worker:RuntimeWarning")
+def test_workers_that_cannot_live_are_given_up(poses: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
     renderer = make_renderer("egl", "insertion", 8, 8, num_workers=2)
     assert isinstance(renderer, EglRenderer)
+    monkeypatch.setenv("MUJOCO_GL", "disable")  # no worker that is started now will draw
     renderer._workers[1]._process.kill()
-    with pytest.raises(RuntimeError, match=r"render worker \d+ was killed by SIGKILL"):
+    with pytest.raises(RendererUnavailable, match=r"render worker \d+ ended with exit status 1.*, the 3rd in a row"):
         renderer.render(poses)
     with pytest.raises(RuntimeError, match="closed"):
         renderer.render(poses)

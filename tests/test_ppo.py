@@ -382,3 +382,17 @@ def test_once_stopped_an_update_stays_stopped() -> None:
     mean, metrics = update_shared_mean(jax.jit, [near, far], Hyperparameters(n_epochs=4, target_kl=0.5))
     assert metrics["update_share"] <= 1 / 8
     np.testing.assert_allclose(mean, 0.5 * 8 * metrics["update_share"])
+
+
+@pytest.mark.parametrize("target_kl", [None, 10.0])
+def test_a_minibatch_whose_gradient_is_not_finite_is_skipped_and_counted(jit: Callable, target_kl: float | None) -> None:
+    """Two samples, used one by one; one has no log-probability. The other makes the first step of the test above: to 0.5."""
+    good = -LOG_SQRT_2PI - 0.5
+    mean, metrics = update_shared_mean(jit, [good, math.nan], Hyperparameters(n_epochs=1, target_kl=target_kl))
+    np.testing.assert_allclose(mean, 0.5)
+    assert (metrics["skipped_minibatches"], metrics["update_share"]) == (1, 0.5)
+    np.testing.assert_allclose(metrics["grad_norm"], 1.0, rtol=1e-5)  # the mean over those that were used
+    mean, metrics = update_shared_mean(jit, [math.nan, -math.inf], Hyperparameters(n_epochs=1, target_kl=target_kl))
+    assert mean == 0
+    assert metrics["skipped_minibatches"] == 2
+    assert np.isnan(metrics["approx_kl"])  # nothing was measured: an adaptive learning rate stays what it is

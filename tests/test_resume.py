@@ -1,5 +1,6 @@
 """A run that is killed and resumed is the run that was not: every array, every row of its records."""
 
+import signal
 import time
 from pathlib import Path
 
@@ -11,32 +12,44 @@ from tests.crash import assert_same_run, complete_checkpoints, require_whole, ro
 from tests.small_run import FLAGS, PIXELS, STATE, small_run
 
 
-def kill_once_it_has(path: Path, *args: str) -> None:
-    """Start a training and end it by SIGKILL as soon as `path` exists."""
+def signal_once_it_has(path: Path, number: signal.Signals, *args: str) -> tuple[int, str]:
+    """Start a training and send it a signal as soon as `path` exists; exit status and stderr."""
     process = start_training(*args)
     deadline = time.monotonic() + 200
     while not path.exists():
         assert process.poll() is None, f"it ended by itself: {process.communicate()[1]}"
         assert time.monotonic() < deadline
         time.sleep(0.002)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -9, "it was done before it could be killed"
+    process.send_signal(number)
+    _, errors = process.communicate()
+    return process.returncode, errors
 
 
-@pytest.mark.parametrize("flags", [STATE, PIXELS], ids=["state", "pixels"])
-def test_a_killed_run_ends_as_if_it_had_not_been(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, flags: tuple[str, ...]
-) -> None:
+def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    kill_once_it_has(run / "checkpoints" / "64", *FLAGS, *flags, "--log-dir", str(run))
+    status, _ = signal_once_it_has(run / "checkpoints" / "64", signal.SIGKILL, *FLAGS, *STATE, "--log-dir", str(run))
+    assert status == -signal.SIGKILL, "it was done before it could be killed"
     require_whole(run)
     assert [path.name for path in complete_checkpoints(run)] == ["64"]
     assert rows(run / "progress.csv")[0]["env_steps"] == "64"  # no checkpoint without the rows that lead to it
     train.main(["--resume", str(run)])
-    assert_same_run(run, small_run(tmp_path_factory, flags).directory)
+    assert_same_run(run, small_run(tmp_path_factory, STATE).directory)
 
 
+def test_sigterm_saves_once_and_the_run_ends_as_if_nothing_had_been(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    status, errors = signal_once_it_has(run / "checkpoints" / "64", signal.SIGTERM, *FLAGS, *PIXELS, "--log-dir", str(run))
+    assert (status, errors) == (128 + signal.SIGTERM, f"error: stopped; to go on: train.py --resume {run}\n")
+    require_whole(run)
+    assert [path.name for path in complete_checkpoints(run)] == ["64", "128"]  # the second update was under way
+    assert not (run / "final_model").exists()
+    train.main(["--resume", str(run)])
+    assert_same_run(run, small_run(tmp_path_factory, PIXELS).directory)
+
+
+@pytest.mark.slow
 def test_a_run_in_three_pieces_is_the_run_in_one(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     run = tmp_path / "run"
     train.main([*FLAGS, *STATE, "--total-timesteps", "64", "--log-dir", str(run)])

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import warnings
 import weakref
 from multiprocessing.connection import Connection, wait
 from typing import Self, cast
@@ -29,12 +30,14 @@ WORKER = pathlib.Path(__file__).with_name("egl_worker.py")
 MAX_WORKERS = 32  # each takes about 60 MB of its own
 BATCHES_PER_WORKER = 4  # small enough that workers end together, large enough that messages do not count
 SHUTDOWN_SECONDS = 2.0
+MAX_DEATHS = 3  # of workers, for one call of `render`
 
 
 class EglRenderer:
     """Draws batches of worlds with `num_workers` processes; see `pixels.Renderer`.
 
-    What a world looks like depends neither on the number of workers nor on the rest of the batch.
+    What a world looks like depends neither on the number of workers nor on the rest of the batch. A worker that dies (killed for
+    memory, say) is replaced and its part drawn again.
 
     Attributes:
         height: of a picture, pixels.
@@ -54,7 +57,8 @@ class EglRenderer:
         """
         self.height: int = model.vis.global_.offheight
         self.width: int = model.vis.global_.offwidth
-        self._nq = model.nq
+        self._model, self._nq = model, model.nq
+        self._deaths = 0
         self._lock = threading.Lock()
         self._workers: list[_Worker] = []
         self._finalizer = weakref.finalize(self, _stop, self._workers)
@@ -70,7 +74,8 @@ class EglRenderer:
         """Pictures uint8[N, H, W, 3] of joint positions float[N, nq].
 
         Raises:
-            RuntimeError: the renderer is closed, or a worker died; then the renderer is closed.
+            RuntimeError: the renderer is closed.
+            RendererUnavailable: `MAX_DEATHS` workers died over it; the renderer is closed.
         """
         qpos = np.ascontiguousarray(qpos, np.float64)
         if qpos.ndim != 2 or qpos.shape[1] != self._nq:
@@ -79,6 +84,7 @@ class EglRenderer:
             if not self._workers:
                 raise RuntimeError("the renderer is closed")
             pictures = np.empty((len(qpos), self.height, self.width, 3), np.uint8)
+            self._deaths = 0
             try:
                 self._draw(qpos, pictures)
             except BaseException:  # with answers under way, the next call would read the wrong pictures
@@ -96,10 +102,30 @@ class EglRenderer:
             busy[worker] = batch
         while busy:
             for worker in _answering(busy):
-                worker.receive(pictures[busy.pop(worker)])
-                for batch in itertools.islice(batches, 1):
-                    worker.request(qpos[batch])
-                    busy[worker] = batch
+                todo: slice | None = busy.pop(worker)
+                if worker.receive(pictures[todo]):
+                    todo = next(batches, None)
+                else:
+                    worker = self._successor(worker)
+                if todo is not None:
+                    worker.request(qpos[todo])
+                    busy[worker] = todo
+
+    def _successor(self, dead: "_Worker") -> "_Worker":
+        """A living worker in the place of a dead one."""
+        place = self._workers.index(dead)
+        while True:
+            self._deaths += 1
+            obituary = dead.obituary()
+            if self._deaths == MAX_DEATHS:
+                raise RendererUnavailable(f"{obituary}, the {MAX_DEATHS}rd in a row: free some memory, or lower --n-envs")
+            warnings.warn(f"{obituary}; another one takes its place", RuntimeWarning, stacklevel=2)
+            dead.hang_up()
+            dead.join()
+            dead = self._workers[place] = _Worker(self._model)
+            with contextlib.suppress(RendererUnavailable):
+                dead.await_ready()
+                return dead
 
     def close(self) -> None:
         """Ends the workers; may be called twice."""
@@ -149,23 +175,23 @@ class _Worker:
             return cast(str, self.connection.recv())
         except (EOFError, OSError) as error:
             raise RendererUnavailable(
-                f"OpenGL does not work here ({self._obituary()}): install EGL (Debian, Ubuntu: libegl1 libgl1-mesa-dri), "
+                f"OpenGL does not work here ({self.obituary()}): install EGL (Debian, Ubuntu: libegl1 libgl1-mesa-dri), "
                 "or install libosmesa6 and set MUJOCO_GL=osmesa"
             ) from error
 
     def request(self, qpos: np.ndarray) -> None:
-        try:
+        with contextlib.suppress(OSError):  # it died: `receive` says so
             self.connection.send_bytes(qpos.data.cast("B"))
-        except OSError as error:
-            raise RuntimeError(self._obituary()) from error
 
-    def receive(self, pictures: np.ndarray) -> None:
+    def receive(self, pictures: np.ndarray) -> bool:
+        """Wait for the pictures that were requested; False if the process died over them."""
         try:
             self.connection.recv_bytes_into(pictures.data.cast("B"))
-        except (EOFError, OSError) as error:
-            raise RuntimeError(self._obituary()) from error
+        except (EOFError, OSError):
+            return False
+        return True
 
-    def _obituary(self) -> str:
+    def obituary(self) -> str:
         """How the process ended and its last words."""
         try:
             status = self._process.wait(SHUTDOWN_SECONDS)

@@ -62,6 +62,7 @@ def main(connection: Connection) -> None:
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's affair
+    for number in (signal.SIGINT, signal.SIGTERM):  # the parent's affair, which may have a last picture to draw
+        signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(EOFError, ConnectionError):  # the parent has gone
         main(Connection(int(sys.argv[1])))
