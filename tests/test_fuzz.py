@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from aloha_jax import checkpoints, cli
 from aloha_jax.checkpoints import CheckpointError, CheckpointWriter, digest, load_policy, save_model
-from aloha_jax.config import PRESETS, Config, ConfigError
+from aloha_jax.config import Config, ConfigError
 from aloha_jax.policy import Policy, init_params, init_stats
+from aloha_jax.presets import PRESETS
 
 SMALL = PRESETS["smoke"]
 FIELDS = sorted(json.loads(SMALL.to_json()))
