@@ -18,6 +18,7 @@ import numpy as np
 
 from aloha_jax import quality
 from aloha_jax.actions import delta_target, target_limits
+from aloha_jax.conditions import NOMINAL, Condition
 from aloha_jax.config import Config
 from aloha_jax.engines import Physics, make_engine
 from aloha_jax.env import EPISODE_LENGTH, Env, EnvState, make_from_config
@@ -195,6 +196,11 @@ class Controller:
         self._progress = self._task.start_progress(physics)
         self._clock = 0
 
+    @property
+    def hold(self) -> np.ndarray:
+        """The absolute action float32[14] that keeps the last targets."""
+        return np.asarray(self._target[0])
+
     def __call__(self, observation: dict[str, Any], qpos: np.ndarray, qvel: np.ndarray, key: jax.Array | None) -> np.ndarray:
         """The absolute action float32[14] for gym_aloha's observation; `qpos` and `qvel` serve policies that see the state."""
         config = self._policy.config
@@ -210,7 +216,7 @@ class Controller:
         action = self._policy.act(obs, key)
         self._target = self._delta_target(self._target, agent_pos, action) if config.action == "delta" else action
         self._clock += 1
-        return np.asarray(self._target[0])
+        return self.hold
 
     def _privileged(self, qpos: Any, qvel: Any, target: jax.Array, progress: Progress, clock: jax.Array) -> Any:
         physics: Physics = self._exact.reset(jnp.asarray(qpos, jnp.float32), jnp.asarray(qvel, jnp.float32))
@@ -226,24 +232,35 @@ def require_judge() -> None:
     gl_renderer_string()
 
 
-def gym_aloha_episodes(policy: Policy, seeds: list[int], stochastic: bool, keep_frames: int = 0) -> Iterator[Rollout]:
+def gym_aloha_episodes(
+    policy: Policy, seeds: list[int], stochastic: bool = False, keep_frames: int = 0, condition: Condition = NOMINAL
+) -> Iterator[Rollout]:
     """Episodes in `gym_aloha/AlohaInsertion-v0`, one after the other; frames are kept of the first `keep_frames`."""
     import gym_aloha  # noqa: F401  (registers the environment)
     import gymnasium
 
     env: Any = gymnasium.make("gym_aloha/AlohaInsertion-v0", obs_type="pixels_agent_pos", disable_env_checker=True)
-    data = env.unwrapped._env.physics.data
+    physics, data = env.unwrapped._env.physics, env.unwrapped._env.physics.data
+    condition.change_model(physics)
     controller = Controller(policy)
     for i, seed in enumerate(seeds):
         keep = i < keep_frames
         _render_only_what_is_seen(env, needed=keep or policy.config.has_pixels)
         observation, _ = env.reset(seed=seed)
+        if condition.yaw or condition.shift:
+            with physics.reset_context():
+                data.qpos[:] = condition.start(data.qpos, seed)
+            observation = env.unwrapped._format_raw_obs(env.unwrapped._env.task.get_observation(physics))
         controller.reset(data.qpos, data.qvel)
+        late = [controller.hold] * condition.delay
         levels, qpos, targets, frames = [], [], [], []
         done, step = False, 0
         while not done:
             key = jax.random.fold_in(jax.random.key(seed), step) if stochastic else None
-            action = controller(observation, data.qpos.copy(), data.qvel.copy(), key)
+            if "pixels" in observation and policy.config.has_pixels:
+                observation["pixels"]["top"] = condition.light(observation["pixels"]["top"])
+            late.append(controller(observation, data.qpos.copy(), data.qvel.copy(), key))
+            action = late.pop(0)
             observation, reward, terminated, truncated, _ = env.step(action)
             done, step = terminated or truncated, step + 1
             levels.append(int(reward))

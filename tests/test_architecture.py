@@ -22,6 +22,7 @@ ORDER = [
     "engines",
     "tasks",
     "quality",
+    "conditions",
     "actions",
     "pixels",
     "archive",

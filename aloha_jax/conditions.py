@@ -1,0 +1,60 @@
+"""gym_aloha, changed: other start poses, friction, masses, delays, cameras and light, to see what a policy can bear."""
+
+import dataclasses
+from typing import Any
+
+import mujoco
+import numpy as np
+
+from aloha_jax.scene import CAMERA, PEG_QPOS, SOCKET_QPOS
+
+OBJECTS = ("peg", "socket")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Condition:
+    """How the world differs from gym_aloha's. The default does not.
+
+    Attributes:
+        yaw: peg and socket start turned about the vertical by up to this, radians, either way.
+        shift: they start moved by up to this along x and along y, metres, either way, beside gym_aloha's own range.
+        friction: factor on all friction coefficients.
+        mass: factor on mass and inertia of peg and socket.
+        delay: control steps by which actions arrive late.
+        camera_shift: the top camera is moved by this along x and y, metres.
+        brightness: factor on the pictures.
+    """
+
+    yaw: float = 0.0
+    shift: float = 0.0
+    friction: float = 1.0
+    mass: float = 1.0
+    delay: int = 0
+    camera_shift: tuple[float, float] = (0.0, 0.0)
+    brightness: float = 1.0
+
+    def change_model(self, physics: Any) -> None:
+        """Apply what belongs to the model to gym_aloha's `dm_control` physics, once."""
+        model = physics.model
+        model.geom_friction[:] *= self.friction
+        for name in OBJECTS:
+            body = model.name2id(name, "body")
+            model.body_mass[body] *= self.mass
+            model.body_inertia[body] *= self.mass
+        model.cam_pos[model.name2id(CAMERA, "camera")][:2] += self.camera_shift
+        mujoco.mj_setConst(model.ptr, physics.data.ptr)  # what the compiler derives from masses
+
+    def start(self, qpos: np.ndarray, seed: int) -> np.ndarray:
+        """Joint positions float[30] to start from, given gym_aloha's."""
+        rng, moved = np.random.default_rng(seed), qpos.copy()
+        for part in (PEG_QPOS, SOCKET_QPOS):
+            position, yaw = moved[part][:2] + rng.uniform(-self.shift, self.shift, 2), rng.uniform(-self.yaw, self.yaw)
+            moved[part] = [*position, moved[part][2], np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
+        return moved
+
+    def light(self, frame: np.ndarray) -> np.ndarray:
+        """A picture uint8[H, W, 3] under this light."""
+        return frame if self.brightness == 1.0 else np.clip(self.brightness * frame, 0, 255).astype(np.uint8)
+
+
+NOMINAL = Condition()

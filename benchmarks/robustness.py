@@ -1,0 +1,70 @@
+"""What a policy can bear: its success in gym_aloha under other start poses, friction, masses, delay, cameras and light.
+
+uv run -m benchmarks.robustness --model-path pretrained/insertion-state --n-episodes 100
+"""
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("MUJOCO_GL", "egl")
+
+import numpy as np
+import tyro
+
+from aloha_jax import checkpoints, evaluation
+from aloha_jax.conditions import NOMINAL, Condition
+
+CONDITIONS = {
+    "as it is": NOMINAL,
+    "start: yaw up to 15 degrees": Condition(yaw=np.radians(15)),
+    "start: yaw up to 30 degrees": Condition(yaw=np.radians(30)),
+    "start: up to 3 cm outside": Condition(shift=0.03),
+    "friction x 2": Condition(friction=2.0),
+    "friction x 0.5": Condition(friction=0.5),
+    "mass x 2": Condition(mass=2.0),
+    "mass x 0.5": Condition(mass=0.5),
+    "actions one step late": Condition(delay=1),
+}
+# A policy that does not see the picture does not notice these.
+VISUAL_CONDITIONS = {
+    "camera 1 cm along x": Condition(camera_shift=(0.01, 0.0)),
+    "camera 1 cm along y": Condition(camera_shift=(0.0, 0.01)),
+    "camera 2 cm along x": Condition(camera_shift=(0.02, 0.0)),
+    "camera 2 cm along y": Condition(camera_shift=(0.0, 0.02)),
+    "brightness x 0.8": Condition(brightness=0.8),
+    "brightness x 1.2": Condition(brightness=1.2),
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """What to try, and how often."""
+
+    model_path: str
+    """The policy."""
+    n_episodes: int = 50
+    """Episodes per condition."""
+    seed: int = 4_000_000
+    """Of the first episode; the same starts under every condition."""
+    json: Path | None = None
+    """Write the figures to this file."""
+
+
+def main(flags: Flags) -> None:
+    """Print a row per condition."""
+    policy = checkpoints.load_policy(flags.model_path)
+    found = {}
+    for name, condition in (CONDITIONS | (VISUAL_CONDITIONS if policy.config.has_pixels else {})).items():
+        seeds = list(range(flags.seed, flags.seed + flags.n_episodes))
+        report = evaluation.summarize(list(evaluation.gym_aloha_episodes(policy, seeds, condition=condition)), "gym_aloha")
+        low, high = report.success_interval
+        found[name] = {"success_rate": report.success_rate, "success_interval": [low, high], "clean_rate": report.clean_rate}
+        print(f"| {name} | {report.success_rate:.0%} | {low:.0%}..{high:.0%} | {report.clean_rate:.0%} |", flush=True)
+    if flags.json is not None:
+        flags.json.write_text(json.dumps({"episodes": flags.n_episodes, "conditions": found}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Flags))

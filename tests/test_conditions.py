@@ -1,0 +1,85 @@
+"""Changed worlds: what each condition changes, and that it reaches gym_aloha."""
+
+import dataclasses
+from typing import Any
+
+import gym_aloha  # noqa: F401  (registers the environment)
+import gymnasium
+import jax
+import numpy as np
+import pytest
+from gym_aloha.constants import START_ARM_POSE
+
+from aloha_jax import evaluation
+from aloha_jax.conditions import NOMINAL, Condition
+from aloha_jax.evaluation import Rollout
+from aloha_jax.policy import Policy, init_params, init_stats
+from aloha_jax.presets import PRESETS
+from aloha_jax.tasks.insertion import Insertion
+
+STATE = dataclasses.replace(PRESETS["smoke"], obs="state", hidden_sizes=(16,))
+
+
+@pytest.fixture(scope="module")
+def physics() -> Any:
+    return gymnasium.make("gym_aloha/AlohaInsertion-v0", disable_env_checker=True).unwrapped._env.physics  # type: ignore[attr-defined]
+
+
+def test_the_default_changes_nothing(physics: Any) -> None:
+    before = [np.array(x) for x in (physics.model.geom_friction, physics.model.body_mass, physics.model.cam_pos)]
+    NOMINAL.change_model(physics)
+    for old, new in zip(before, (physics.model.geom_friction, physics.model.body_mass, physics.model.cam_pos), strict=True):
+        np.testing.assert_array_equal(new, old)
+    qpos = Insertion.start_from_seed(3)
+    np.testing.assert_allclose(NOMINAL.start(qpos, 3), qpos)
+    frame = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    assert NOMINAL.light(frame) is frame
+
+
+def test_the_model_changes_by_the_factors(physics: Any) -> None:
+    model = physics.model
+    friction, mass, camera = (np.array(x) for x in (model.geom_friction, model.body_mass, model.cam_pos))
+    Condition(friction=2.0, mass=0.5, camera_shift=(0.01, -0.02)).change_model(physics)
+    np.testing.assert_allclose(model.geom_friction, 2 * friction)
+    changed = np.flatnonzero(model.body_mass != mass)
+    assert {model.id2name(i, "body") for i in changed} == {"peg", "socket"}
+    np.testing.assert_allclose(model.body_mass[changed], 0.5 * mass[changed])
+    top = model.name2id("top", "camera")
+    np.testing.assert_allclose(model.cam_pos[top] - camera[top], [0.01, -0.02, 0])
+
+
+def test_starts_stay_within_their_bounds_and_follow_the_seed() -> None:
+    condition, qpos = Condition(yaw=0.5, shift=0.03), Insertion.start_from_seed(0)
+    starts = np.stack([condition.start(qpos, seed) for seed in range(300)])
+    np.testing.assert_array_equal(starts[:, :16], np.tile(START_ARM_POSE, (300, 1)))
+    for part in (slice(16, 23), slice(23, 30)):
+        moved = starts[:, part][:, :2] - qpos[part][:2]
+        assert np.abs(moved).max() <= 0.03
+        assert np.abs(moved).max() > 0.028
+        yaw = 2 * np.arctan2(starts[:, part][:, 6], starts[:, part][:, 3])
+        assert np.abs(yaw).max() <= 0.5
+        assert yaw.min() < -0.45 < 0.45 < yaw.max()
+    np.testing.assert_array_equal(condition.start(qpos, 7), starts[7])
+
+
+@pytest.mark.parametrize(("brightness", "expected"), [(0.5, [0, 50, 127]), (1.2, [0, 120, 255])])
+def test_light(brightness: float, expected: list[int]) -> None:
+    frame = np.array([[[0, 100, 255]]], np.uint8)
+    np.testing.assert_array_equal(Condition(brightness=brightness).light(frame), [[expected]])
+
+
+def first_steps(condition: Condition) -> Rollout:
+    """The whole of an episode by a policy that moves."""
+    policy = Policy(STATE, jax.tree.map(lambda x: 3.0 * x, init_params(STATE, jax.random.key(0))), init_stats(STATE))
+    return next(evaluation.gym_aloha_episodes(policy, [5], condition=condition))
+
+
+def test_late_actions_and_other_starts_reach_gym_aloha() -> None:
+    nominal, late = first_steps(NOMINAL), first_steps(Condition(delay=2))
+    np.testing.assert_allclose(late.targets[0], late.targets[1])  # the start pose is held
+    np.testing.assert_allclose(late.targets[2], nominal.targets[0], atol=1e-6)  # nothing had moved when it was chosen
+    assert np.abs(nominal.targets[1] - nominal.targets[0]).max() > 1e-3
+    condition = Condition(shift=0.03)
+    moved = first_steps(condition)
+    start = condition.start(Insertion.start_from_seed(5), 5)
+    np.testing.assert_allclose(moved.qpos[0][[16, 17, 23, 24]], start[[16, 17, 23, 24]], atol=1e-3)  # falling, not sliding
