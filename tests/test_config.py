@@ -89,6 +89,13 @@ def test_json_that_lacks_a_setting_takes_its_default() -> None:
         ({"crop": (0, 600, 10, 41)}, "--crop"),
         ({"conv": ((8, 0, 1),)}, "--conv"),
         ({"image_height": 35, "conv": NATURE_CNN}, "--conv"),  # Mnih's convolutions need 36 pixels
+        ({"keep_period": 0}, "--keep-period"),
+        ({"n_envs": 2**31}, "--n-envs"),
+        ({"n_envs": 2**20, "n_steps": 2**20}, "--n-steps"),  # 2^40 steps per update
+        ({"total_timesteps": 2**31}, "--total-timesteps"),
+        ({"features_dim": 10**12}, "--features-dim"),
+        ({"log_dir": "a\0b"}, "--log-dir"),
+        ({"resume": "runs/\udcff"}, "--resume"),
         ({"engine": "mjx"}, "--engine"),
         ({"impl": "warp"}, "--impl"),
         ({"renderer": "warp"}, "--renderer"),
@@ -128,6 +135,9 @@ def test_what_is_just_right_is_accepted(change: dict[str, Any]) -> None:
         ('{"format_version": 1, "gama": 0.9}', "unknown settings: gama"),
         ('{"format_version": 1, "gamma": "0.9"}', "gamma"),
         ('{"format_version": 1, "gamma": null}', "gamma"),
+        ('{"format_version": 1, "gamma": 1' + 400 * "0" + "}", "gamma"),
+        (50_000 * "[", "not valid JSON"),
+        ('{"format_version": 0}', "format version 0"),
         ('{"format_version": 1, "n_envs": 4.0}', "n_envs"),
         ('{"format_version": 1, "n_envs": true}', "n_envs"),
         ('{"format_version": 1, "gamma": true}', "gamma"),
