@@ -188,14 +188,15 @@ class Run:
 
     def _train_step(self, env_steps: int) -> None:
         """One update; its metrics are read later, for reading them now would make the device wait for the host."""
-        before = _copy(self.state) if self.broken_updates else None
+        before = (_copy(self.state), self._records()) if self.broken_updates else None
         self.state, metrics = self.train_step(self.state)
         self._read_metrics()
         self._pending = (env_steps, metrics)
         if self.broken_updates:
             self._read_metrics()
         if self.broken_updates >= MAX_BROKEN_UPDATES:
-            raise Diverged(self._dump(before))
+            assert before is not None  # the first of them was known before the last began
+            raise Diverged(self._dump(*before))
 
     def _read_metrics(self) -> None:
         """Log the newest update, if that has not been done."""
@@ -207,13 +208,13 @@ class Run:
         self.logger.log_update(env_steps, metrics)
         self.broken_updates = self.broken_updates + 1 if metrics["skipped_minibatches"] > 0 else 0
 
-    def _dump(self, state: Any) -> str:
+    def _dump(self, state: RunState, records: dict[str, Any]) -> str:
         """Keep the state from which an update broke down, as a run that `--resume` replays; returns what to tell the user."""
         directory = self.directory / DUMP
         with replacing(directory) as fresh:
             _write_down(self.config, fresh)
             writer = CheckpointWriter(fresh / "checkpoints")
-            self._save_to(writer, state)
+            self._save_to(writer, state, records)
             writer.close()
         return (
             f"gradients were not finite in {MAX_BROKEN_UPDATES} updates in a row, up to {self.env_steps} steps: "
@@ -246,13 +247,18 @@ class Run:
     def _save(self) -> None:
         self._read_metrics()  # what a checkpoint stands for must be on the disk before it: nobody would make it again
         self.logger.flush()
-        self._save_to(self.writer, _copy(self.state))  # written in the background, while `train_step` donates the original
+        self._save_to(
+            self.writer, _copy(self.state), self._records()
+        )  # written in the background, while `train_step` donates the original
         self.logger.stop_clock()
 
-    def _save_to(self, writer: CheckpointWriter, state: RunState) -> None:
+    def _records(self) -> dict[str, Any]:
+        """What a run remembers beside its state, as JSON."""
+        return {"best_score": self.best_score, "last_score": self.last_score, "logger": self.logger.records}
+
+    def _save_to(self, writer: CheckpointWriter, state: RunState, records: dict[str, Any]) -> None:
         policy = {"params": state.params, "stats": state.stats}
         rest = {"state": state._replace(params=None, stats={})}
-        records = {"best_score": self.best_score, "last_score": self.last_score, "logger": self.logger.records}
         writer.save(int(state.update) * self.config.rollout_size, self.config, policy, rest, self.last_score, records)
 
     def _restore(self) -> dict[str, Any]:

@@ -38,8 +38,12 @@ def rows(file: Path) -> list[dict[str, str]]:
 def require_whole(run: Path) -> None:
     """Whatever `eval.py` or `--resume` would pick up loads, down to its digest; raises `CheckpointError` if not."""
     models = [run / name for name in ("best_model", "final_model") if (run / name).exists()]
-    for model in models + complete_checkpoints(run):
+    for model in models + complete_checkpoints(run)[-1:]:
         checkpoints.load_policy(model)
+    for checkpoint in complete_checkpoints(run)[:-1]:
+        assert set(checkpoints.digests(checkpoint)) == {"policy", "run"}
+        assert (checkpoint / "policy" / "manifest.ocdbt").is_file()
+        assert (checkpoint / "run" / "manifest.ocdbt").is_file()
 
 
 def assert_same_run(run: Path, other: Path) -> None:

@@ -186,6 +186,20 @@ def test_the_newest_three_and_the_best_checkpoint_are_kept(tmp_path: Path) -> No
     assert save({9: 0.95, 10: 0.1, 11: 0.1, 12: 0.1}) == {9, 10, 11, 12}
 
 
+def test_the_first_checkpoint_of_every_period_is_kept_too(tmp_path: Path) -> None:
+    """Steps come in rollouts of 70: none but the last is a multiple of the period 200."""
+
+    def save(steps: range) -> set[int]:
+        writer = CheckpointWriter(tmp_path, keep_period=200)
+        for step in steps:
+            writer.save(step, SMALL, {"w": np.full(2, step)}, {"x": np.zeros(1, np.float32)}, score=1.0 if step == 70 else 0.0)
+        writer.close()
+        return {int(path.name) for path in tmp_path.iterdir()}
+
+    assert save(range(70, 701, 70)) == {70, 210, 420, 560, 630, 700}  # 70 is the best; 630 is the first beyond 600
+    assert save(range(770, 1051, 70)) == {70, 210, 420, 630, 840, 910, 980, 1050}  # 1050 is the first beyond 1000
+
+
 def test_restore_gives_back_what_was_saved(tmp_path: Path) -> None:
     policy, run = {"w": np.arange(3.0, dtype=np.float32)}, {"key": jax.random.key(7), "update": jnp.int32(5)}
     writer = CheckpointWriter(tmp_path)
@@ -219,7 +233,11 @@ def edit_config(model: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"hidden_sizes": [16]}, {"hidden_sizes": [32, 32]}, {"obs": "pixels"}, {"normalize_obs": False}]
+    "changes",
+    [
+        *({"hidden_sizes": [16]}, {"hidden_sizes": [32, 32]}, {"normalize_obs": False}, {"network": "mirrored"}),
+        *({"obs": "pixels"}, {"obs": "pixels_agent_pos"}, {"obs": "pixels", "image_height": 480, "image_width": 640}),
+    ],
 )
 def test_a_network_other_than_its_configuration_says_is_refused(model: Path, changes: dict[str, Any]) -> None:
     edit_config(model, **changes)

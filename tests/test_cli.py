@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,8 +17,10 @@ import train
 from aloha_jax import cli, run
 from aloha_jax.checkpoints import save_model
 from aloha_jax.config import ConfigError
+from aloha_jax.pixels import RendererUnavailable
 from aloha_jax.policy import Policy, init_params, init_stats
 from aloha_jax.presets import PRESETS
+from aloha_jax.signals import Interrupted
 
 ROOT = Path(__file__).parents[1]
 
@@ -153,6 +156,24 @@ def test_out_of_memory_says_what_to_lower(capsys: pytest.CaptureFixture[str], er
         raise error
     assert end.value.code == 2
     assert "--n-envs" in capsys.readouterr().err
+
+
+def test_a_renderer_lost_inside_a_callback_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def draw(x: jax.Array) -> None:
+        raise RendererUnavailable("render worker 7 was killed by SIGKILL, the 3rd in a row: free some memory")
+
+    with pytest.raises(SystemExit) as end, cli.user_errors():
+        jax.jit(lambda x: jax.pure_callback(draw, jax.ShapeDtypeStruct((), x.dtype), x))(1.0).block_until_ready()
+    assert end.value.code == 2
+    assert capsys.readouterr().err == "error: render worker 7 was killed by SIGKILL, the 3rd in a row: free some memory\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_has_the_shells_status(capsys: pytest.CaptureFixture[str], number: signal.Signals) -> None:
+    with pytest.raises(SystemExit) as end, cli.user_errors():
+        raise Interrupted(number, "stopped; to go on: train.py --resume x")
+    assert end.value.code == 128 + number
+    assert capsys.readouterr().err == "error: stopped; to go on: train.py --resume x\n"
 
 
 def test_an_interruption_has_the_shells_status(capsys: pytest.CaptureFixture[str]) -> None:

@@ -104,6 +104,13 @@ def test_json_that_lacks_a_setting_takes_its_default() -> None:
         ({"impl": "warp"}, "--impl"),  # without --engine mjx
         ({"engine": "c", "impl": "jax"}, "--impl"),
         ({"engine": "mjx", "impl": "jax", "physics": "exact"}, "--physics"),
+        ({"keep_period": 0}, "--keep-period"),
+        ({"n_envs": 2**31}, "--n-envs"),
+        ({"n_envs": 2**20, "n_steps": 2**20}, "--n-steps"),  # 2^40 steps per update
+        ({"total_timesteps": 2**31}, "--total-timesteps"),
+        ({"features_dim": 10**12}, "--features-dim"),
+        ({"log_dir": "a\0b"}, "--log-dir"),
+        ({"resume": "runs/\udcff"}, "--resume"),
         ({"renderer": "warp"}, "--renderer"),
     ],
 )
@@ -143,6 +150,9 @@ def test_what_is_just_right_is_accepted(change: dict[str, Any]) -> None:
         ('{"format_version": 1, "gama": 0.9}', "unknown settings: gama"),
         ('{"format_version": 1, "gamma": "0.9"}', "gamma"),
         ('{"format_version": 1, "gamma": null}', "gamma"),
+        ('{"format_version": 1, "gamma": 1' + 400 * "0" + "}", "gamma"),
+        (50_000 * "[", "not valid JSON"),
+        ('{"format_version": 0}', "format version 0"),
         ('{"format_version": 1, "n_envs": 4.0}', "n_envs"),
         ('{"format_version": 1, "n_envs": true}', "n_envs"),
         ('{"format_version": 1, "gamma": true}', "gamma"),
