@@ -92,7 +92,6 @@ def test_json_that_lacks_a_setting_takes_its_default() -> None:
         ({"impl": "warp"}, "--impl"),  # without --engine mjx
         ({"engine": "c", "impl": "jax"}, "--impl"),
         ({"engine": "mjx", "impl": "jax", "physics": "exact"}, "--physics"),
-        ({"renderer": "warp"}, "--renderer"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_the_name_of_its_flag(change: dict[str, Any], flag: str) -> None:
