@@ -11,21 +11,24 @@ from typing import Any
 import jax
 import numpy as np
 
-from aloha_jax import checkpoints, evaluation, plots, training
+from aloha_jax import checkpoints, evaluation, plots, startup, training
 from aloha_jax.checkpoints import CheckpointError, CheckpointWriter
 from aloha_jax.config import Config, ConfigError
 from aloha_jax.env import Env, make_from_config
 from aloha_jax.evaluation import EngineEvaluator, Report
+from aloha_jax.memory import require_memory
 from aloha_jax.metrics import MetricsLogger, report_table, summary_table
 from aloha_jax.networks import num_parameters
+from aloha_jax.pixels.egl import EglRenderer, num_gpus, software_warning
 from aloha_jax.policy import Policy
+from aloha_jax.profiling import Profiler
 from aloha_jax.training import RunState
 
 EVALUATION_SEED = 1_000_000  # evaluations during training; those after it start from FINAL_SEED
 FINAL_SEED = 2_000_000
 
 # What a resumed run may be given anew; every other setting is the run's own.
-RESUMABLE = ("resume", "total_timesteps", "device")
+RESUMABLE = ("resume", "total_timesteps", "device", "profile")
 
 
 def check_directory(config: Config) -> None:
@@ -100,7 +103,7 @@ def resumed_config(directory: Path, flags: Config, given: set[str]) -> Config:
     total = flags.total_timesteps if "total_timesteps" in given else saved.total_timesteps
     if total < saved.total_timesteps:
         raise ConfigError(f"--total-timesteps {total} is less than the run's own {saved.total_timesteps}")
-    return dataclasses.replace(saved, total_timesteps=total, device=flags.device).validate()
+    return dataclasses.replace(saved, total_timesteps=total, device=flags.device, profile=flags.profile).validate()
 
 
 class Run:
@@ -117,6 +120,7 @@ class Run:
         self.state: RunState = training.init_run(config, self.env)
         self.best_score = self.last_score = -1.0
         self._complained = False
+        self.profiler = Profiler(config.profile)
         if resume:
             self._restore()
         self.logger = MetricsLogger(directory, config.total_timesteps, self.env_steps, quiet)
@@ -139,7 +143,12 @@ class Run:
             self._evaluate(0)
         pending: tuple[int, Any] | None = None
         for update in range(first, config.num_updates):
+            self.profiler.before_update()
             self.state, metrics = self.train_step(self.state)
+            self.profiler.after_update(metrics)
+            if update == first:
+                jax.block_until_ready(metrics)
+                self.logger.console.print(f"first training step done {startup.seconds_since_start():.0f} s after the start")
             # The metrics of the update before: reading those just made would make the device wait for the host.
             if pending is not None:
                 self._log(*pending)
@@ -158,6 +167,7 @@ class Run:
     def close(self) -> None:
         """Release the renderer, flush the records and wait for the checkpoints under way."""
         with contextlib.ExitStack() as closing:  # each of them, even if another fails
+            closing.callback(self.profiler.close)
             closing.callback(self.writer.close)
             closing.callback(self.logger.close)
             if self.env.renderer is not None:
@@ -203,9 +213,15 @@ class Run:
         self.best_score, self.last_score = map(float, rest["scores"])
 
     def _print_start(self) -> None:
-        config, device = self.config, jax.devices()[0]
+        config, device, console = self.config, jax.devices()[0], self.logger.console
+        if isinstance(self.env.renderer, EglRenderer):
+            console.print(f"OpenGL renderer: {self.env.renderer.gl_renderer}")
+            if warning := software_warning(self.env.renderer.gl_renderer, num_gpus()):
+                console.print(f"[yellow]warning:[/] {warning}")
+        elif self.env.renderer is not None:
+            console.print("pictures: ray tracing (MJX-Warp)")
         observation = f"{config.image_height}x{config.image_width} {config.obs}" if config.has_pixels else config.obs
-        self.logger.console.print(
+        console.print(
             f"[bold]aloha_jax[/] preset {config.preset} on {device.device_kind}: {observation}, {config.action} actions, "
             f"{config.reward} reward, {config.n_envs} worlds, {num_parameters(self.state.params):,} parameters"
         )
@@ -233,6 +249,7 @@ def execute(config: Config, resume: bool = False) -> Path:
     """Train as configured, judge the result and print where everything is; returns the run directory."""
     if not resume:
         check_directory(config)
+    require_memory(config)
     if config.final_eval_episodes:
         evaluation.require_judge()
     env = make_from_config(config)  # what is missing here shows before anything is deleted or written
