@@ -9,6 +9,7 @@ from typing import Literal
 from aloha_jax import startup
 
 startup.require_opengl()
+startup.remember_compilations()
 
 from aloha_jax import checkpoints, cli, evaluation  # noqa: E402 - these import MuJoCo
 from aloha_jax.config import ConfigError  # noqa: E402

@@ -6,6 +6,7 @@ from pathlib import Path
 from aloha_jax import startup
 
 startup.require_opengl()
+startup.remember_compilations()
 
 from aloha_jax import cli, run  # noqa: E402 - these import MuJoCo
 

@@ -197,6 +197,45 @@ def digest(tree: Any) -> str:
     return sha.hexdigest()
 
 
+def load_teacher(config: Config) -> Policy | None:
+    """The teacher of `config`, if it has one.
+
+    Raises:
+        CheckpointError: there is no model.
+        ConfigError: it does not see the simulator's state, or its actions mean something else.
+    """
+    if config.teacher is None:
+        return None
+    teacher = load_policy(config.teacher, "--teacher")
+    if teacher.config.obs != "state":
+        raise ConfigError(f"--teacher {config.teacher} sees {teacher.config.obs}; it must be trained with --obs state")
+    for name in ("task", "action"):
+        theirs, ours = getattr(teacher.config, name), getattr(config, name)
+        if theirs != ours:
+            raise ConfigError(f"--teacher {config.teacher} was trained with --{name} {theirs}, this run has {ours}")
+    return teacher
+
+
+def load_initial(config: Config) -> Policy | None:
+    """The model that `config` starts from, if it does.
+
+    Raises:
+        CheckpointError: there is no model.
+        ConfigError: its networks or observations are not those of `config`.
+    """
+    if config.init_from is None:
+        return None
+    initial = load_policy(config.init_from, "--init-from")
+    wanted = jax.eval_shape(lambda: (init_params(config, jax.random.key(0)), init_stats(config)))
+    if _shapes((initial.params, initial.stats)) != _shapes(wanted):
+        raise ConfigError(f"--init-from {config.init_from} has other networks or observations than this run is configured for")
+    return initial
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.shape, tree)
+
+
 def latest_checkpoint(run: Path) -> Path | None:
     """The newest complete checkpoint of a run."""
     steps = [p for p in (run / "checkpoints").glob("*") if p.name.isdigit() and (p / "policy").is_dir()]

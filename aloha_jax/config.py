@@ -38,6 +38,8 @@ class Config:
     """Delete what is in --log-dir first."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where the learner runs."""
+    profile: str | None = None
+    """Write a JAX profile of three updates into this directory."""
     seed: int = 0
     """Seeds networks, start poses, exploration and shuffling."""
 
@@ -67,7 +69,7 @@ class Config:
     physics: Literal["fast", "exact"] = "fast"
     """4 x 0.005 s with a capped solver, or gym_aloha's own 10 x 0.002 s."""
     renderer: Literal["auto", "egl", "warp"] = "auto"
-    """Where pixels come from."""
+    """Where pixels come from: OpenGL, ray tracing on the learner's device; auto: where the physics is, else what works here."""
     render_quality: Literal["fast", "shadows", "exact"] = "fast"
     """Cheap visuals, the same with coarse shadows (half the speed), or gym_aloha's own (slow)."""
     episode_length: int = 300
@@ -225,7 +227,6 @@ class Config:
         _require(mjx or self.impl == "auto", "impl", "is auto: it chooses between implementations of --engine mjx", self.impl)
         own = "is fast for --impl jax, which has a collision model of its own"
         _require(self.impl != "jax" or self.physics == "fast", "physics", own, self.physics)
-        _require(self.renderer != "warp", "renderer", "is auto or egl: ray tracing is not built yet", self.renderer)
 
     def _validate_teacher(self) -> None:
         for name in ("teacher_mix", "teacher_mix_final", "distill_coef_final"):

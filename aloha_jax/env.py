@@ -4,7 +4,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 
 from aloha_jax.actions import delta_target, target_limits
@@ -13,6 +12,7 @@ from aloha_jax.config import Config
 from aloha_jax.engines import Engine, Physics, make_engine
 from aloha_jax.env_state import EnvState, Episode, Moment, Observation, Start
 from aloha_jax.pixels import Renderer, make_renderer
+from aloha_jax.pixels.ended import render_now_and_ended
 from aloha_jax.scene import FRAME_SHAPE
 from aloha_jax.tasks import TASKS, make_task
 from aloha_jax.tasks.insertion import Progress
@@ -233,7 +233,8 @@ class Env:
         """Observations of worlds now and before their reset; the two differ only where `done`."""
         if self.obs == "state":
             return now.privileged, final.privileged
-        pixels, final_pixels = self._render(now.physics.qpos, final.physics.qpos, done)
+        assert self.renderer is not None
+        pixels, final_pixels = render_now_and_ended(self.renderer, now.physics.qpos, final.physics.qpos, done)
         if self.obs == "pixels":
             return pixels, final_pixels
         views = []
@@ -241,21 +242,6 @@ class Env:
             view = {"pixels": frames, "agent_pos": self.task.agent_pos(scene.physics)}
             views.append({**view, "target": scene.target} if self.observe_target else view)
         return views[0], views[1]
-
-    def _render(self, qpos: jax.Array, final_qpos: jax.Array, done: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Frames uint8[N, H, W, 3] of all worlds now, and before their reset; worlds that go on are rendered once."""
-        renderer = self.renderer
-        assert renderer is not None
-
-        def render(*arrays: Any) -> tuple[np.ndarray, np.ndarray]:
-            qpos, final_qpos, done = map(np.asarray, arrays)
-            frames = renderer.render(np.concatenate([qpos, final_qpos[done]]))
-            pixels, final_pixels = frames[: len(qpos)], frames[: len(qpos)].copy()
-            final_pixels[done] = frames[len(qpos) :]
-            return pixels, final_pixels
-
-        frames = jax.ShapeDtypeStruct((qpos.shape[0], renderer.height, renderer.width, 3), jnp.uint8)
-        return jax.pure_callback(render, (frames, frames), qpos, final_qpos, done)
 
 
 def _split(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -300,8 +286,8 @@ def make(
         image_height: height of the pixels, 1..480.
         image_width: width of the pixels, 1..640.
         crop: (top, left, height, width) in gym_aloha's 480x640 frame, resized to the image; the whole frame if None.
-        renderer: `auto` or `egl`.
-        render_quality: `fast` (for training) or `exact` (gym_aloha's shadows and antialiasing).
+        renderer: `egl` (OpenGL), `warp` (ray tracing on JAX's device), or `auto`: where the worlds are, else what works here.
+        render_quality: `fast` (for training), `shadows`, or `exact` (gym_aloha's shadows and antialiasing).
         autoreset: whether an ended episode is followed by a new one in the same step.
         episode_length: control steps after which an episode is truncated.
         start_states: where episodes after the first start: as the `task` does, or a `start_share` of them in states of the
@@ -331,7 +317,8 @@ def make(
             raise ValueError(f"{name} lies in 1..{largest}, not {size}")
     frames = None
     if obs != "state":
-        frames = make_renderer(renderer, task, image_height, image_width, crop, quality=render_quality)
+        on_gpu = engine == "mjx" and jax.default_backend() == "gpu"
+        frames = make_renderer(renderer, task, image_height, image_width, crop, quality=render_quality, on_gpu=on_gpu)
     return Env(
         make_engine(engine, task, physics, impl),
         task,
@@ -355,7 +342,8 @@ def make_from_config(
     """The environment that a run's configuration describes; `frames` shares another environment's renderer."""
     if frames is None and config.has_pixels:
         size = (config.image_height, config.image_width)
-        frames = make_renderer(config.renderer, config.task, *size, config.crop, quality=config.render_quality)
+        on_gpu = config.engine == "mjx" and jax.default_backend() == "gpu"
+        frames = make_renderer(config.renderer, config.task, *size, config.crop, quality=config.render_quality, on_gpu=on_gpu)
     return Env(
         make_engine("c" if config.engine == "auto" else config.engine, config.task, config.physics, config.impl),
         config.task,

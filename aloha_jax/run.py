@@ -10,15 +10,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from aloha_jax import checkpoints, evaluation, plots, training
+from aloha_jax import checkpoints, evaluation, plots, startup, training
 from aloha_jax.atomic import replacing
 from aloha_jax.checkpoints import CheckpointError, CheckpointWriter
 from aloha_jax.config import Config, ConfigError
 from aloha_jax.env import Env, make_from_config
 from aloha_jax.evaluation import EngineEvaluator, Report
+from aloha_jax.memory import require_memory
 from aloha_jax.metrics import MetricsLogger, report_table, summary_table
 from aloha_jax.networks import num_parameters
-from aloha_jax.policy import Policy, init_params, init_stats
+from aloha_jax.pixels.egl import EglRenderer, num_gpus, software_warning
+from aloha_jax.policy import Policy
+from aloha_jax.profiling import Profiler
 from aloha_jax.signals import Interrupted, StopRequest
 from aloha_jax.training import RunState
 
@@ -26,7 +29,7 @@ EVALUATION_SEED = 1_000_000  # evaluations during training; those after it start
 FINAL_SEED = 2_000_000
 
 # What a resumed run may be given anew; every other setting is the run's own.
-RESUMABLE = ("resume", "total_timesteps", "device")
+RESUMABLE = ("resume", "total_timesteps", "device", "profile")
 
 # Train steps in a row with gradients that are not finite, after which a run gives up.
 MAX_BROKEN_UPDATES = 3
@@ -109,7 +112,7 @@ def resumed_config(directory: Path, flags: Config, given: set[str]) -> Config:
     total = flags.total_timesteps if "total_timesteps" in given else saved.total_timesteps
     if total < saved.total_timesteps:
         raise ConfigError(f"--total-timesteps {total} is less than the run's own {saved.total_timesteps}")
-    return dataclasses.replace(saved, total_timesteps=total, device=flags.device).validate()
+    return dataclasses.replace(saved, total_timesteps=total, device=flags.device, profile=flags.profile).validate()
 
 
 class Run:
@@ -121,15 +124,16 @@ class Run:
         eval_env = make_from_config(config, config.eval_episodes, autoreset=False, frames=self.env.renderer)
         seeds = [EVALUATION_SEED + i for i in range(config.eval_episodes)]
         self.evaluator = EngineEvaluator(config, seeds, eval_env)
-        self.train_step = training.make_train_step(config, self.env, teacher=load_teacher(config))
+        self.train_step = training.make_train_step(config, self.env, teacher=checkpoints.load_teacher(config))
         self.writer = CheckpointWriter(directory / "checkpoints", config.keep_period)
         self.state: RunState = training.init_run(config, self.env)
         self.best_score = self.last_score = -1.0
         self._complained = False
+        self.profiler = Profiler(config.profile)
         self.broken_updates = 0  # in a row, up to the newest one whose metrics were read
         self._pending: tuple[int, Any] | None = None  # metrics of the newest update, not read yet
         records = self._restore() if resume else {}
-        if not resume and (initial := load_initial(config)) is not None:
+        if not resume and (initial := checkpoints.load_initial(config)) is not None:
             self.state = self.state._replace(params=initial.params, stats=initial.stats)
         self.logger = MetricsLogger(directory, config.total_timesteps, self.env_steps, quiet, records)
 
@@ -156,6 +160,9 @@ class Run:
             self._evaluate(self.env_steps)  # at the start, or due when a signal ended the run
         for update in range(first + 1, config.num_updates + 1):
             self._train_step(update * config.rollout_size)
+            if update == first + 1:
+                jax.block_until_ready(self.state)
+                self.logger.console.print(f"first training step done {startup.seconds_since_start():.0f} s after the start")
             last = update == config.num_updates
             if stop is not None:
                 stop.nothing_to_save = False
@@ -173,6 +180,7 @@ class Run:
     def close(self) -> None:
         """Release the renderer, flush the records and wait for the checkpoints under way."""
         with contextlib.ExitStack() as closing:  # each of them, even if another fails
+            closing.callback(self.profiler.close)
             closing.callback(self.writer.close)
             closing.callback(self.logger.close)
             if self.env.renderer is not None:
@@ -189,7 +197,9 @@ class Run:
     def _train_step(self, env_steps: int) -> None:
         """One update; its metrics are read later, for reading them now would make the device wait for the host."""
         before = (_copy(self.state), self._records()) if self.broken_updates else None
+        self.profiler.before_update()
         self.state, metrics = self.train_step(self.state)
+        self.profiler.after_update(metrics)
         self._read_metrics()
         self._pending = (env_steps, metrics)
         if self.broken_updates:
@@ -272,51 +282,18 @@ class Run:
         return logger
 
     def _print_start(self) -> None:
-        config, device = self.config, jax.devices()[0]
+        config, device, console = self.config, jax.devices()[0], self.logger.console
+        if isinstance(self.env.renderer, EglRenderer):
+            console.print(f"OpenGL renderer: {self.env.renderer.gl_renderer}")
+            if warning := software_warning(self.env.renderer.gl_renderer, num_gpus()):
+                console.print(f"[yellow]warning:[/] {warning}")
+        elif self.env.renderer is not None:
+            console.print("pictures: ray tracing (MJX-Warp)")
         observation = f"{config.image_height}x{config.image_width} {config.obs}" if config.has_pixels else config.obs
-        self.logger.console.print(
+        console.print(
             f"[bold]aloha_jax[/] preset {config.preset} on {device.device_kind}: {observation}, {config.action} actions, "
             f"{config.reward} reward, {config.n_envs} worlds, {num_parameters(self.state.params):,} parameters"
         )
-
-
-def load_teacher(config: Config) -> Policy | None:
-    """The teacher of `config`, if it has one.
-
-    Raises:
-        CheckpointError: there is no model.
-        ConfigError: it does not see the simulator's state, or its actions mean something else.
-    """
-    if config.teacher is None:
-        return None
-    teacher = checkpoints.load_policy(config.teacher, "--teacher")
-    if teacher.config.obs != "state":
-        raise ConfigError(f"--teacher {config.teacher} sees {teacher.config.obs}; it must be trained with --obs state")
-    for name in ("task", "action"):
-        theirs, ours = getattr(teacher.config, name), getattr(config, name)
-        if theirs != ours:
-            raise ConfigError(f"--teacher {config.teacher} was trained with --{name} {theirs}, this run has {ours}")
-    return teacher
-
-
-def load_initial(config: Config) -> Policy | None:
-    """The model that `config` starts from, if it does.
-
-    Raises:
-        CheckpointError: there is no model.
-        ConfigError: its networks or observations are not those of `config`.
-    """
-    if config.init_from is None:
-        return None
-    initial = checkpoints.load_policy(config.init_from, "--init-from")
-    wanted = jax.eval_shape(lambda: (init_params(config, jax.random.key(0)), init_stats(config)))
-    if _shapes((initial.params, initial.stats)) != _shapes(wanted):
-        raise ConfigError(f"--init-from {config.init_from} has other networks or observations than this run is configured for")
-    return initial
-
-
-def _shapes(tree: Any) -> Any:
-    return jax.tree.map(lambda x: x.shape, tree)
 
 
 def _copy(tree: Any) -> Any:
@@ -341,11 +318,12 @@ def execute(config: Config, resume: bool = False) -> Path:
     """Train as configured, judge the result and print where everything is; returns the run directory."""
     if not resume:
         check_directory(config)
+    require_memory(config)
     if config.final_eval_episodes:
         evaluation.require_judge()
     # What is missing shows before anything is deleted or written.
-    load_teacher(config)
-    load_initial(config)
+    checkpoints.load_teacher(config)
+    checkpoints.load_initial(config)
     env = make_from_config(config)
     directory = Path(config.log_dir)
     if resume:

@@ -233,22 +233,25 @@ class Quality:
     Attributes:
         shadow_map: texels along an edge of the shadow map; 0 draws no shadows.
         samples: samples per pixel (MSAA).
+        rays: rays per pixel along either axis, for ray tracing, which ignores `samples` and `mesh_cell`.
         mesh_cell: metres; mesh vertices in one grid cell of this size are merged. 0 keeps gym_aloha's meshes.
     """
 
     shadow_map: int
     samples: int
     mesh_cell: float
+    rays: int
 
 
 # SSIM against gym_aloha's own frame and frames per second: docs/benchmarks.md, Renderer.
 QUALITIES = {
-    "exact": Quality(shadow_map=4096, samples=4, mesh_cell=0.0),  # gym_aloha's frame to the bit
-    "shadows": Quality(shadow_map=256, samples=4, mesh_cell=0.01),
-    "fast": Quality(shadow_map=0, samples=4, mesh_cell=0.01),
+    "exact": Quality(shadow_map=4096, samples=4, mesh_cell=0.0, rays=4),  # gym_aloha's frame to the bit
+    "shadows": Quality(shadow_map=256, samples=4, mesh_cell=0.01, rays=2),
+    "fast": Quality(shadow_map=0, samples=4, mesh_cell=0.01, rays=2),
 }
 
 CAMERA = "top"
+TABLE_GREY = (0.224, 0.224, 0.224)  # of a matte table that looks like OpenGL's 0.2 with highlights at its corners
 WHOLE_FRAME = (0, 0, *FRAME_SHAPE)
 
 
@@ -258,6 +261,7 @@ def make_visual_model(
     height: int = FRAME_SHAPE[0],
     width: int = FRAME_SHAPE[1],
     crop: tuple[int, int, int, int] | None = None,
+    ray_traced: bool = False,
 ) -> mujoco.MjModel:
     """The scene of a task for renderers: its camera and offscreen buffer make pictures of exactly `height` x `width`.
 
@@ -267,14 +271,17 @@ def make_visual_model(
         height: of the picture, pixels.
         width: of the picture, pixels.
         crop: (top, left, height, width) of the part of gym_aloha's 480x640 frame to look at; by default all of it.
+        ray_traced: for a ray tracer instead of OpenGL.
     """
     if quality not in QUALITIES:
         raise ValueError(f"quality is one of {', '.join(QUALITIES)}, not {quality!r}")
     level = QUALITIES[quality]
     spec = load_spec(task)
-    if level.mesh_cell:
+    if ray_traced:
+        _flatten_table(spec)
+    elif level.mesh_cell:
         _decimate_meshes(spec, level.mesh_cell)
-    _look_at_crop(spec.camera(CAMERA), crop or WHOLE_FRAME)
+    _look_at_crop(spec.camera(CAMERA), crop or WHOLE_FRAME, (height, width))
     spec.visual.quality.shadowsize = level.shadow_map
     spec.visual.quality.offsamples = level.samples
     spec.visual.global_.offheight = height
@@ -282,18 +289,43 @@ def make_visual_model(
     return spec.compile()
 
 
-def _look_at_crop(camera: mujoco.MjsCamera, crop: tuple[int, int, int, int]) -> None:
-    """Gives the camera an off-axis frustum that sees only the crop, so that no pixel is drawn in vain."""
+def _look_at_crop(camera: mujoco.MjsCamera, crop: tuple[int, int, int, int], picture: tuple[int, int]) -> None:
+    """Gives the camera an off-axis frustum that sees only the crop, so that no pixel is drawn in vain.
+
+    In units of the picture's pixels, along each axis its own: ray tracers take those of the sensor to be square.
+    """
     top, left, height, width = crop
     frame_height, frame_width = FRAME_SHAPE
     if not (0 <= top < top + height <= frame_height and 0 <= left < left + width <= frame_width):
         raise ValueError(f"crop (top, left, height, width) = {crop} is not inside the {frame_height}x{frame_width} frame")
-    focal = frame_height / 2 / np.tan(np.deg2rad(camera.fovy) / 2)  # pixels of the whole frame
-    camera.resolution = (width, height)
-    camera.sensor_size = (width, height)
-    camera.focal_pixel = (focal, focal)
+    picture_height, picture_width = picture
+    across, down = picture_width / width, picture_height / height  # pixels of the picture per pixel of the frame
+    focal = frame_height / 2 / np.tan(np.deg2rad(camera.fovy) / 2)  # pixels of the frame
+    camera.resolution = (picture_width, picture_height)
+    camera.sensor_size = (picture_width, picture_height)
+    camera.focal_pixel = (focal * across, focal * down)
     # From the middle of the frame to the middle of the crop, x to the right and y down.
-    camera.principal_pixel = (left + width / 2 - frame_width / 2, top + height / 2 - frame_height / 2)
+    camera.principal_pixel = ((left + width / 2 - frame_width / 2) * across, (top + height / 2 - frame_height / 2) * down)
+
+
+def _flatten_table(spec: mujoco.MjSpec) -> None:
+    """Makes the table, for a ray tracer, the even grey that OpenGL gives it.
+
+    Its mesh has eight vertices. OpenGL lights those and interpolates colours; a ray tracer interpolates their normals and finds a
+    bump with a highlight in the middle. A matte box of the same size is flat, and its grey is the mean of OpenGL's.
+    """
+    model = spec.compile()
+    vertices = model.mesh_vert[: model.mesh("tabletop").vertnum[0]]
+    rotation = np.empty(9)
+    source = model.geom("table")
+    mujoco.mju_quat2Mat(rotation, source.quat)
+    corners = vertices @ rotation.reshape(3, 3).T + source.pos
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    table = spec.geom("table")
+    spec.add_material(name="matte", specular=0.0, shininess=0.0)
+    table.type, table.meshname, table.material = mujoco.mjtGeom.mjGEOM_BOX, "", "matte"
+    table.pos, table.size, table.quat = (low + high) / 2, (high - low) / 2, (1.0, 0.0, 0.0, 0.0)
+    table.rgba = (*TABLE_GREY, 1.0)
 
 
 def _decimate_meshes(spec: mujoco.MjSpec, cell: float) -> None:

@@ -1,8 +1,31 @@
-"""What must be known before MuJoCo is imported."""
+"""What must be settled before MuJoCo is imported and before anything is compiled."""
 
 import importlib
 import os
+import pathlib
 import sys
+import time
+
+_STARTED = time.monotonic()
+
+
+def seconds_since_start() -> float:
+    """Seconds since this module was imported, which the entry points do first."""
+    return time.monotonic() - _STARTED
+
+
+def remember_compilations() -> None:
+    """Keep what XLA compiles in the user's cache folder, unless the user chose another; Warp does so on its own.
+
+    XLA does not keep programs with host callbacks, and so none that hold the C engine or OpenGL.
+    """
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_user_cache() / "aloha_jax" / "xla"))  # JAX reads it when imported
+
+
+def _user_cache() -> pathlib.Path:
+    if sys.platform == "darwin":
+        return pathlib.Path.home() / "Library" / "Caches"
+    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
 
 
 def require_opengl() -> None:

@@ -74,7 +74,7 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
         ("--seed -1", "--seed"),
         ("--impl warp", "--impl"),
         ("--engine mjx --impl jax --physics exact", "--physics"),
-        ("--renderer warp", "--renderer"),
+        ("--renderer vulkan", "--renderer"),
         ("--resume missing", "--resume missing"),
     ],
 )
@@ -100,7 +100,7 @@ def test_train_refuses_a_gpu_that_is_not_there(refused: Refused) -> None:
         ("--model-path . --n-episodes ten", "--n-episodes"),
         ("--model-path . --seed -1", "--seed"),
         ("--model-path . --seed 4294967290", "--seed"),  # the tenth episode's is beyond 2^32
-        ("--model-path . --sim mjx", "--sim"),
+        ("--model-path . --sim bullet", "--sim"),
         ("--model-path . --sim gazebo", "--sim"),
         ("--model-path . --json missing/report.json", "--json missing/report.json"),
         ("--model-path . --json .", "--json"),

@@ -111,7 +111,6 @@ def test_json_that_lacks_a_setting_takes_its_default() -> None:
         ({"features_dim": 10**12}, "--features-dim"),
         ({"log_dir": "a\0b"}, "--log-dir"),
         ({"resume": "runs/\udcff"}, "--resume"),
-        ({"renderer": "warp"}, "--renderer"),
     ],
 )
 def test_a_wrong_setting_is_refused_by_the_name_of_its_flag(change: dict[str, Any], flag: str) -> None:

@@ -16,7 +16,7 @@ from skimage.metrics import structural_similarity
 from aloha_jax import scene
 from aloha_jax.decimation import cluster_vertices
 from aloha_jax.pixels import Crop, RendererUnavailable, frame_to_observation, make_renderer
-from aloha_jax.pixels.egl import WORKER, EglRenderer, gl_renderer_string
+from aloha_jax.pixels.egl import WORKER, EglRenderer, _worker_environment, gl_renderer_string, software_warning
 
 TABLE: Crop = (150, 140, 170, 360)
 
@@ -205,6 +205,24 @@ def test_opengl_is_found_when_nothing_is_set(monkeypatch: pytest.MonkeyPatch) ->
     assert gl_renderer_string() != ""
 
 
+@pytest.mark.parametrize(("gpus", "devices"), [(0, [None] * 3), (1, [None] * 3), (2, ["0", "1", "0"])])
+def test_workers_take_turns_on_the_gpus(gpus: int, devices: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
+    assert [_worker_environment(i, gpus).get("MUJOCO_EGL_DEVICE_ID") for i in range(3)] == devices
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "7")
+    assert {_worker_environment(i, gpus)["MUJOCO_EGL_DEVICE_ID"] for i in range(3)} == {"7"}
+
+
+@pytest.mark.parametrize(
+    ("renderer", "gpus", "warns"),
+    [("llvmpipe (LLVM 15.0.6, 256 bits)", 1, True), ("llvmpipe (LLVM 15.0.6)", 0, False), ("NVIDIA H200/PCIe/SSE2", 1, False)],
+)
+def test_drawing_in_software_beside_a_gpu_is_noticed(renderer: str, gpus: int, warns: bool) -> None:
+    warning = software_warning(renderer, gpus)
+    assert (warning is not None) is warns
+    assert warning is None or (renderer in warning and "\n" not in warning)
+
+
 def test_workers_do_not_import_jax() -> None:
     program = f"import runpy, sys; runpy.run_path({str(WORKER)!r}); sys.exit('jax' in sys.modules or 'aloha_jax' in sys.modules)"
     environment = os.environ | {"MUJOCO_GL": "disable"}
@@ -218,7 +236,7 @@ def test_a_crop_outside_the_frame_is_refused(crop: Crop) -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match="'egl'"):
+    with pytest.raises(ValueError, match="'egl' or 'warp'"):
         make_renderer("vulkan", "insertion", 8, 8)
     with pytest.raises(ValueError, match="exact, shadows, fast"):
         make_renderer("egl", "insertion", 8, 8, quality="ugly")

@@ -183,7 +183,7 @@ def test_log_dir_that_cannot_be_written(capsys: pytest.CaptureFixture[str]) -> N
     assert "cannot write --log-dir /proc/aloha" in refused(capsys, *FLAGS, *STATE, "--log-dir", "/proc/aloha")
 
 
-@pytest.mark.parametrize("flags", [("--obs", "pixels"), ("--obs", "state", "--final-eval-episodes", "1")])
+@pytest.mark.parametrize("flags", [("--obs", "pixels", "--renderer", "egl"), ("--obs", "state", "--final-eval-episodes", "1")])
 def test_without_opengl_nothing_is_begun_and_nothing_deleted(
     resumable: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...]
 ) -> None:

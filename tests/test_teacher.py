@@ -109,7 +109,7 @@ def saved(teacher: Policy, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_saved_teacher_is_the_teacher(teacher: Policy, saved: Path) -> None:
-    loaded = run.load_teacher(dataclasses.replace(STUDENT, teacher=str(saved)))
+    loaded = checkpoints.load_teacher(dataclasses.replace(STUDENT, teacher=str(saved)))
     assert loaded is not None
     obs = jax.random.normal(jax.random.key(0), (3, 142))
     np.testing.assert_array_equal(loaded.act(obs), teacher.act(obs))
@@ -119,11 +119,11 @@ def test_teachers_that_do_not_fit_are_refused(saved: Path, tmp_path: Path) -> No
     blind = dataclasses.replace(PRESETS["smoke"], obs="pixels", privileged_critic=False)
     checkpoints.save_model(tmp_path / "blind", Policy(blind, init_params(blind, jax.random.key(0)), init_stats(blind)))
     with pytest.raises(ConfigError, match=r"--teacher .* sees pixels"):
-        run.load_teacher(dataclasses.replace(STUDENT, teacher=str(tmp_path / "blind")))
+        checkpoints.load_teacher(dataclasses.replace(STUDENT, teacher=str(tmp_path / "blind")))
     with pytest.raises(ConfigError, match=r"--teacher .* --action delta"):
-        run.load_teacher(dataclasses.replace(STUDENT, teacher=str(saved), action="absolute"))
+        checkpoints.load_teacher(dataclasses.replace(STUDENT, teacher=str(saved), action="absolute"))
     with pytest.raises(checkpoints.CheckpointError, match=r"--teacher .*nowhere"):
-        run.load_teacher(dataclasses.replace(STUDENT, teacher=str(tmp_path / "nowhere")))
+        checkpoints.load_teacher(dataclasses.replace(STUDENT, teacher=str(tmp_path / "nowhere")))
 
 
 def test_a_run_starts_from_another_models_parameters(teacher: Policy, saved: Path, tmp_path: Path) -> None:

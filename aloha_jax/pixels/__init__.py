@@ -4,12 +4,15 @@ What a policy sees is defined once, for every renderer and for gym_aloha's own f
 `observation = resize(crop(480x640 frame), (H, W))` with an area filter. Renderers draw the crop directly at H x W.
 """
 
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 
 import numpy as np
 from PIL import Image
 
-from aloha_jax.scene import FRAME_SHAPE, make_visual_model
+from aloha_jax.scene import FRAME_SHAPE, QUALITIES, make_visual_model
+
+if TYPE_CHECKING:
+    import jax
 
 Crop = tuple[int, int, int, int]  # top, left, height, width in pixels of the 480x640 frame
 
@@ -42,6 +45,15 @@ class Renderer(Protocol):
     def __exit__(self, *exception: object) -> None: ...
 
 
+@runtime_checkable
+class DeviceRenderer(Renderer, Protocol):
+    """Draws where JAX computes."""
+
+    def trace(self, qpos: "jax.Array") -> "jax.Array":
+        """Pictures uint8[N, H, W, 3] of joint positions float32[N, nq], under `jit`."""
+        ...
+
+
 def make_renderer(
     name: str,
     task: str,
@@ -50,26 +62,36 @@ def make_renderer(
     crop: Crop | None = None,
     num_workers: int | None = None,
     quality: str = "fast",
+    on_gpu: bool = False,
 ) -> Renderer:
     """The renderer of that name, looking at a crop of a task's scene.
 
     Args:
-        name: `egl`, or `auto` for the best one here.
+        name: `egl`, `warp`, or `auto` for the best one here.
         task: a key of `scene.TASK_SCENES`.
         height: of a picture, pixels.
         width: of a picture, pixels.
         crop: part of the 480x640 frame to look at; by default all of it.
         num_workers: processes that draw; by default one per core.
         quality: a key of `scene.QUALITIES`.
+        on_gpu: whether the worlds live on a CUDA GPU; `auto` then draws there.
 
     Raises:
-        RendererUnavailable: OpenGL does not work here.
+        RendererUnavailable: OpenGL does not work here, or Warp has no kernels for this device.
     """
-    if name not in ("auto", "egl"):
-        raise ValueError(f"renderer is 'auto' or 'egl', not {name!r}")
-    from aloha_jax.pixels.egl import EglRenderer
+    if name not in ("auto", "egl", "warp"):
+        raise ValueError(f"renderer is 'auto', 'egl' or 'warp', not {name!r}")
+    if name == "egl" or (name == "auto" and not on_gpu):
+        from aloha_jax.pixels.egl import EglRenderer
 
-    return EglRenderer(make_visual_model(task, quality, height, width, crop), num_workers)
+        try:
+            return EglRenderer(make_visual_model(task, quality, height, width, crop), num_workers)
+        except RendererUnavailable:
+            if name == "egl":
+                raise
+    from aloha_jax.pixels.warp import WarpRenderer
+
+    return WarpRenderer(make_visual_model(task, quality, height, width, crop, ray_traced=True), QUALITIES[quality])
 
 
 def frame_to_observation(frame: np.ndarray, height: int, width: int, crop: Crop | None = None) -> np.ndarray:

@@ -63,8 +63,8 @@ class EglRenderer:
         self._workers: list[_Worker] = []
         self._finalizer = weakref.finalize(self, _stop, self._workers)
         try:
-            for _ in range(num_workers or min(_usable_cores(), MAX_WORKERS)):
-                self._workers.append(_Worker(model))
+            for index in range(num_workers or min(_usable_cores(), MAX_WORKERS)):
+                self._workers.append(_Worker(model, _worker_environment(index, num_gpus())))
             self.gl_renderer = {worker.await_ready() for worker in self._workers}.pop()
         except BaseException:
             self.close()
@@ -122,7 +122,7 @@ class EglRenderer:
             warnings.warn(f"{obituary}; another one takes its place", RuntimeWarning, stacklevel=2)
             dead.hang_up()
             dead.join()
-            dead = self._workers[place] = _Worker(self._model)
+            dead = self._workers[place] = _Worker(self._model, _worker_environment(place, num_gpus()))
             with contextlib.suppress(RendererUnavailable):
                 dead.await_ready()
                 return dead
@@ -152,7 +152,7 @@ def gl_renderer_string() -> str:
 class _Worker:
     """The parent's end of one drawing process."""
 
-    def __init__(self, model: mujoco.MjModel) -> None:
+    def __init__(self, model: mujoco.MjModel, environment: dict[str, str]) -> None:
         ours, theirs = socket.socketpair()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
         # Not multiprocessing: forking is unsafe beside JAX's threads, and spawning would import the main module, JAX and all.
@@ -162,7 +162,7 @@ class _Worker:
                 [sys.executable, "-P", str(WORKER), str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stderr=self._stderr,
-                env=_worker_environment(),
+                env=environment,
                 pass_fds=[theirs.fileno()],
             )
         self.connection = Connection(ours.detach())
@@ -230,8 +230,27 @@ def _answering(busy: dict[_Worker, slice]) -> list[_Worker]:
     return [worker for worker in busy if worker.connection in ready]
 
 
-def _worker_environment() -> dict[str, str]:
+def num_gpus() -> int:
+    """NVIDIA GPUs of this machine, by their device files: JAX may have been told to leave them alone."""
+    return len(list(pathlib.Path("/dev").glob("nvidia[0-9]*")))
+
+
+def software_warning(gl_renderer: str, gpus: int) -> str | None:
+    """What to do if pictures are drawn on the CPU of a machine that has GPUs."""
+    software = any(name in gl_renderer.lower() for name in ("llvmpipe", "softpipe", "swrast"))
+    if not software or gpus == 0:
+        return None
+    return (
+        f"OpenGL draws in software ({gl_renderer}) although there is a GPU: "
+        "set __EGL_VENDOR_LIBRARY_FILENAMES to the driver's 10_nvidia.json, or use --renderer warp"
+    )
+
+
+def _worker_environment(index: int = 0, gpus: int = 0) -> dict[str, str]:
+    """Environment of a worker; workers take turns on the GPUs unless MUJOCO_EGL_DEVICE_ID names one for all."""
     environment = dict(os.environ)
+    if gpus > 1:  # the driver's devices come before Mesa's software device
+        environment.setdefault("MUJOCO_EGL_DEVICE_ID", str(index % gpus))
     if sys.platform == "linux":  # elsewhere MuJoCo knows the one way
         environment.setdefault("MUJOCO_GL", "egl")
     environment.pop("PYOPENGL_PLATFORM", None)  # set by whatever drew in this process; MUJOCO_GL decides

@@ -1,0 +1,73 @@
+"""Whether a run fits into memory, estimated before anything is allocated."""
+
+import math
+import os
+
+import jax
+
+from aloha_jax.config import Config, ConfigError
+from aloha_jax.networks import num_parameters
+from aloha_jax.policy import STATE_SIZE, example_inputs, make_network
+
+USABLE = 0.9  # of the memory: allocators fragment, compilers need workspace
+COPIES_OF_ROLLOUT = 2  # the rollout and the shuffled minibatches that are gathered from it
+COPIES_OF_PARAMETERS = 5  # themselves, gradients, Adam's two moments, and the copy that a checkpoint is written from
+PASSES = 3  # activations, their gradients, and what the convolution's implementation unfolds
+
+
+def require_memory(config: Config) -> None:
+    """Refuse a run that would not fit.
+
+    Raises:
+        ConfigError: with the largest `--n-envs` that would, by estimate.
+    """
+    available = available_memory()
+    if available is None:
+        return
+    fixed, per_world = estimate(config)
+    room = USABLE * available - fixed
+    if config.n_envs * per_world <= room:
+        return
+    needed = f"--n-envs {config.n_envs} needs about {_gigabytes(fixed + config.n_envs * per_world)} of memory"
+    largest = int(room / per_world)
+    remedy = f"at most {largest} fit, by estimate" if largest > 0 else "none fits: lower --n-steps or --microbatch-size"
+    raise ConfigError(f"{needed}, and {_gigabytes(available)} are there: {remedy}")
+
+
+def estimate(config: Config) -> tuple[int, int]:
+    """Bytes that a run needs whatever the number of worlds, and bytes per world."""
+    pixels = config.image_height * config.image_width * 3 if config.has_pixels else 0
+    vectors = 4 * (2 * STATE_SIZE + 4 * 14)  # observation, privileged features, action, its distribution
+    per_world = COPIES_OF_ROLLOUT * config.n_steps * (pixels + vectors) + 3 * pixels
+    batch = config.microbatch_size or config.batch_size
+    fixed = 4 * COPIES_OF_PARAMETERS * _count_parameters(config) + 4 * PASSES * batch * _activations(config)
+    return fixed, per_world
+
+
+def available_memory() -> int | None:
+    """Bytes on JAX's default device; None if it does not tell."""
+    device = jax.devices()[0]
+    if device.platform != "cpu":
+        return (device.memory_stats() or {}).get("bytes_limit")
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _count_parameters(config: Config) -> int:
+    return num_parameters(jax.eval_shape(make_network(config).init, jax.random.key(0), example_inputs(config)))
+
+
+def _activations(config: Config) -> int:
+    """Numbers that one sample's forward pass leaves behind."""
+    count = config.features_dim + 2 * sum(config.hidden_sizes)
+    if config.has_pixels:
+        height, width = config.image_height, config.image_width
+        count += 3 * height * width
+        for features, kernel, stride in config.conv:
+            height, width = (height - kernel) // stride + 1, (width - kernel) // stride + 1
+            count += features * height * width
+    return count
+
+
+def _gigabytes(size: float) -> str:
+    digits = max(0, 1 - math.floor(math.log10(size / 1e9)))
+    return f"{size / 1e9:.{min(digits, 3)}f} GB"

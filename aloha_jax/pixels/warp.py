@@ -1,0 +1,114 @@
+"""Pictures by ray tracing with Warp kernels, drawn where JAX computes: on a CUDA GPU nothing leaves it, a CPU needs no OpenGL.
+
+Lights, colours and the camera's frustum are OpenGL's (docs/fidelity.md); smooth surfaces are shaded per pixel, not per vertex.
+"""
+
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import mujoco
+import numpy as np
+import warp
+from mujoco import mjx
+
+from aloha_jax.pixels import RendererUnavailable
+from aloha_jax.scene import CAMERA, Quality
+
+BATCH = 64  # worlds that `render` draws at once; `trace` draws as many as it is given
+
+
+class WarpRenderer:
+    """Draws batches of worlds by ray tracing; see `pixels.Renderer`.
+
+    Attributes:
+        height: of a picture, pixels.
+        width: of a picture, pixels.
+    """
+
+    def __init__(self, model: mujoco.MjModel, quality: Quality) -> None:
+        """Puts the model on JAX's default device.
+
+        Args:
+            model: from `scene.make_visual_model` with `ray_traced`, which decides the camera's view and the size.
+            quality: rays per pixel, and whether there are shadows.
+
+        Raises:
+            RendererUnavailable: Warp has no kernels for JAX's default device.
+        """
+        device = jax.devices()[0]
+        if device.platform != "cpu" and "nvidia" not in device.device_kind.lower():
+            raise RendererUnavailable(f"--renderer warp runs on NVIDIA GPUs and on CPUs, not on {device.device_kind}: use egl")
+        warp.config.log_level = warp.LOG_ERROR  # it would print every kernel that it loads
+        self.height: int = model.vis.global_.offheight
+        self.width: int = model.vis.global_.offwidth
+        self._host_model, self._quality = model, quality
+        self._model = mjx.put_model(model, impl="warp")
+        self._blank = _still_data(model)
+        self._contexts: dict[int, Any] = {}  # by number of worlds, which Warp's buffers have built in
+        self._trace_batch = jax.jit(self.trace)
+
+    def trace(self, qpos: jax.Array) -> jax.Array:
+        """Pictures uint8[N, H, W, 3] of joint positions float32[N, nq]; works under `jit`, where N decides the buffers' size."""
+        num_worlds = qpos.shape[0]
+        context = self._context(num_worlds)
+        data = jax.vmap(lambda pose: self._blank.replace(qpos=pose))(qpos)
+        data = jax.vmap(mjx.kinematics, in_axes=(None, 0))(self._model, data)
+        data = jax.vmap(mjx.refit_bvh, in_axes=(None, 0, None))(self._model, data, context)
+        packed, _, _ = jax.vmap(mjx.render, in_axes=(None, 0, None))(self._model, data, context)
+        packed = packed.reshape(num_worlds, self.height, self.width)  # 0xAARRGGBB
+        return jnp.stack([(packed >> shift) & 0xFF for shift in (16, 8, 0)], axis=-1).astype(jnp.uint8)
+
+    def render(self, qpos: np.ndarray) -> np.ndarray:
+        """Pictures uint8[N, H, W, 3] of joint positions float[N, nq]."""
+        qpos = np.asarray(qpos, np.float32)
+        if qpos.ndim != 2 or qpos.shape[1] != self._host_model.nq:
+            raise ValueError(f"joint positions are float[N, {self._host_model.nq}], not float{list(qpos.shape)}")
+        pictures = np.empty((len(qpos), self.height, self.width, 3), np.uint8)
+        for start in range(0, len(qpos), BATCH):
+            poses = qpos[start : start + BATCH]
+            # Powers of two: each size of batch costs a compilation.
+            padded = np.resize(poses, (min(BATCH, 1 << (len(poses) - 1).bit_length()), qpos.shape[1]))
+            pictures[start : start + len(poses)] = np.asarray(self._trace_batch(padded))[: len(poses)]
+        return pictures
+
+    def close(self) -> None:
+        """Frees Warp's buffers; may be called twice."""
+        self._contexts.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _context(self, num_worlds: int) -> Any:
+        """MJX's handle of the ray tracer's buffers for so many worlds."""
+        if num_worlds not in self._contexts:
+            self._contexts[num_worlds] = mjx.create_render_context(
+                self._host_model,
+                nworld=num_worlds,
+                cam_active=[CAMERA],
+                cam_res=(self.width, self.height),
+                render_rgb=True,
+                render_depth=False,
+                render_seg=False,
+                use_textures=False,
+                use_shadows=self._quality.shadow_map > 0,
+                samples_per_pixel=self._quality.rays,
+            )
+        return self._contexts[num_worlds].pytree()
+
+
+def _still_data(model: mujoco.MjModel) -> mjx.Data:
+    """Blank data of one world, whose camera and lights, which never move, are where C MuJoCo puts them."""
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    still = {
+        "cam_xpos": data.cam_xpos,
+        "cam_xmat": data.cam_xmat.reshape(-1, 3, 3),
+        "_impl.light_xpos": data.light_xpos,
+        "_impl.light_xdir": data.light_xdir,
+    }
+    blank = mjx.make_data(model, impl="warp", naconmax=1, njmax=1)
+    return blank.tree_replace({name: jnp.asarray(value, jnp.float32) for name, value in still.items()})
