@@ -248,8 +248,9 @@ def gym_aloha_episodes(
         _render_only_what_is_seen(env, needed=keep or policy.config.has_pixels)
         observation, _ = env.reset(seed=seed)
         if condition.yaw or condition.shift:
-            with physics.reset_context():
-                data.qpos[:] = condition.start(data.qpos, seed)
+            start, ctrl = condition.start(data.qpos.copy(), seed), data.ctrl.copy()
+            with physics.reset_context():  # which first puts everything into the model's default pose
+                data.qpos[:], data.ctrl[:] = start, ctrl
             observation = env.unwrapped._format_raw_obs(env.unwrapped._env.task.get_observation(physics))
         controller.reset(data.qpos, data.qvel)
         late = [controller.hold] * condition.delay

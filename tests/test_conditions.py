@@ -82,4 +82,5 @@ def test_late_actions_and_other_starts_reach_gym_aloha() -> None:
     condition = Condition(shift=0.03)
     moved = first_steps(condition)
     start = condition.start(Insertion.start_from_seed(5), 5)
+    np.testing.assert_allclose(moved.qpos[0][:16], nominal.qpos[0][:16], atol=1e-3)
     np.testing.assert_allclose(moved.qpos[0][[16, 17, 23, 24]], start[[16, 17, 23, 24]], atol=1e-3)  # falling, not sliding
