@@ -62,6 +62,8 @@ class Config:
     """Sampled actions are clipped to +- this before they reach the environment."""
     reward: Literal["dense", "shaped", "sparse"] = "dense"
     """Training reward: potentials (docs/learning.md), the guide's bonuses, or gym_aloha's own."""
+    action_change_cost: float = 0.0
+    """What the dense reward takes for the squared change of the action (0.01 makes a policy that succeeds smooth)."""
     engine: Literal["auto", "c", "mjx"] = "auto"
     """Physics: C MuJoCo on CPU threads, or MJX on the accelerator."""
     impl: Literal["auto", "jax", "warp"] = "auto"
@@ -197,7 +199,7 @@ class Config:
             _require(0 < getattr(self, name) < float("inf"), name, "must be positive and finite", getattr(self, name))
         for name in ("gamma", "gae_lambda"):
             _require(0 <= getattr(self, name) <= 1, name, "must lie in 0..1", getattr(self, name))
-        for name in ("ent_coef", "vf_coef", "ppo_coef", "distill_coef", "final_eval_episodes"):
+        for name in ("ent_coef", "vf_coef", "ppo_coef", "distill_coef", "action_change_cost", "final_eval_episodes"):
             _require(0 <= getattr(self, name) < float("inf"), name, "must not be negative", getattr(self, name))
         for field in dataclasses.fields(self):  # JAX counts in 32 bits
             value = getattr(self, field.name)

@@ -74,6 +74,7 @@ def test_json_that_lacks_a_setting_takes_its_default() -> None:
         ({"log_std_init": float("nan")}, "--log-std-init"),
         ({"log_std_final": 1.0}, "--log-std-final"),  # above the initial 0
         ({"log_std_final": float("-inf")}, "--log-std-final"),
+        ({"action_change_cost": -0.1}, "--action-change-cost"),
         ({"start_share": 1.5}, "--start-share"),
         ({"ppo_coef": -1.0}, "--ppo-coef"),
         ({"ppo_coef": 0.0}, "--ppo-coef"),  # and nothing else to learn from

@@ -29,7 +29,7 @@ STAGE_ENDS = dict(zip(expert.STAGES, itertools.accumulate(expert.STAGES.values()
 @pytest.fixture(scope="module")
 def task() -> Insertion:
     """Compiled: one operation at a time takes ten times as long."""
-    task = make_task("insertion", scene.make_scene(physics="exact"))
+    task = make_task("insertion", scene.make_scene(physics="exact"), action_change_cost=0.01)
     for name in ("level", "touches", "lost", "geometry", "start_progress", "dense", "mating_error", "agent_pos", "features"):
         setattr(task, name, jax.jit(getattr(task, name)))
     return task
@@ -47,7 +47,7 @@ class Replay(NamedTuple):
 def replay(physics_name: str, qpos: np.ndarray, actions: np.ndarray) -> Replay:
     """Play actions [T, N, 14], with the dense reward computed as the environment does."""
     engine = make_engine("c", physics=physics_name)
-    task = make_task("insertion", engine.scene)
+    task = make_task("insertion", engine.scene, action_change_cost=0.01)
 
     def step(carry, action):
         physics, progress = carry

@@ -74,13 +74,13 @@ def _stack_arms(left: jax.Array, right: jax.Array) -> jax.Array:
 
 
 class Insertion:
-    """The task's pure functions on one scene; holds addresses only."""
+    """The task's pure functions on one scene; holds addresses and one coefficient only."""
 
     name = "insertion"
     num_levels = MAX_LEVEL
 
-    def __init__(self, scene: Scene):
-        self.scene = scene
+    def __init__(self, scene: Scene, action_change_cost: float = 0.0):
+        self.scene, self.action_change_cost = scene, action_change_cost
 
     # --- Start poses ---------------------------------------------------------------------------------------------------------
 
@@ -160,7 +160,7 @@ class Insertion:
         """Dense reward per arm, float32[N, 2], and the episode's progress after this step.
 
         reward = 0.5 * (change of the arm's potential + bonus for each official level reached for the first time
-                        - 0.0005 |arm's action|^2 - 0.01 |its change|^2), and on failure -1 and all potential earned so far.
+                        - 0.0005 |arm's action|^2 - cost |its change|^2), and on failure -1 and all potential earned so far.
 
         The official level 4 says nothing of how the peg went in; its bonus does: up to 10 for a straight peg, 4 for any.
 
@@ -176,7 +176,7 @@ class Insertion:
         _, tilt, _ = self.mating_error(geometry)
         straight = jnp.clip(1.0 - tilt / 0.04, 0.0, 1.0)  # 0 from 20 degrees
         bonus = first_time[:, :3] @ jnp.array([0.5, 1.0, 1.0]) + first_time[:, 3] * (4.0 + 6.0 * straight)
-        effort = 0.0005 * jnp.square(action) + 0.01 * jnp.square(action - progress.action)
+        effort = 0.0005 * jnp.square(action) + self.action_change_cost * jnp.square(action - progress.action)
         effort = effort.reshape(-1, 2, 7).sum(axis=2)
         reward = potential - progress.potential + bonus[:, None] - effort - failed[:, None]
         return 0.5 * reward, Progress(grasp, potential, jnp.maximum(progress.best_level, level), action)
