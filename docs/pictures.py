@@ -1,48 +1,50 @@
-"""Draws docs/images/rollout.png: what the camera sees and what the policy sees, along the scripted expert's insertion.
+"""Draws docs/images/rollout.png: a policy's insertion in gym_aloha, as the camera and (inset) the policy see it.
 
-uv run docs/pictures.py
+uv run docs/pictures.py --model-path pretrained/insertion-pixels --seed 7
 """
 
+import dataclasses
+import os
 from pathlib import Path
 
-import jax
+os.environ.setdefault("MUJOCO_GL", "egl")
+
 import numpy as np
+import tyro
 from PIL import Image
 
-import aloha_jax
-from aloha_jax import expert
-from aloha_jax.pixels import frame_to_observation, make_renderer
-from aloha_jax.presets import PRESETS
+from aloha_jax import checkpoints, evaluation
+from aloha_jax.pixels import frame_to_observation
 from aloha_jax.video import compose
 
-SEED = 7
-STEPS = (0, 90, 150, 234)  # start, grasp, lift, insertion
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Whose insertion, and from where."""
+
+    model_path: str = "pretrained/insertion-pixels"
+    """The policy."""
+    seed: int = 7
+    """Of the episode, which must succeed."""
 
 
-def main() -> None:
-    env = aloha_jax.make("insertion", physics="exact", action="absolute", reward="sparse", autoreset=False)
-    start = env.task.start_from_seed(SEED)
-    actions = expert.plan_from_qpos(start)
-    step = jax.jit(env.step)
-    states = []
-    state = env.reset_from(start[None])
-    for action in actions[: STEPS[-1] + 1]:
-        state = step(state, action[None])
-        states.append((np.asarray(state.qpos[0]), int(state.level[0])))
-    with make_renderer("egl", "insertion", 480, 640, None, quality="exact") as renderer:
-        frames = renderer.render(np.stack([states[i][0] for i in STEPS]))
-    cpu = PRESETS["cpu"]
-    best = np.maximum.accumulate([level for _, level in states])
+def main(flags: Flags) -> None:
+    policy = checkpoints.load_policy(flags.model_path)
+    rollout = next(evaluation.gym_aloha_episodes(policy, [flags.seed], keep_frames=1))
+    levels, config = rollout.levels, policy.config
+    if levels.max() < evaluation.NUM_LEVELS or rollout.frames is None:
+        raise SystemExit(f"seed {flags.seed} reached level {levels.max()} only: choose another")
+    best = np.maximum.accumulate(levels)
+    lifted, end = int(np.argmax(levels >= 2)), len(levels) - 1
     pictures = []
-    for frame, i in zip(frames, STEPS, strict=True):
-        view = frame_to_observation(frame, cpu.image_height, cpu.image_width, cpu.crop)
-        pictures.append(compose(frame, view, i + 1, states[i][1], int(best[i])))
-    rows = [np.concatenate(pictures[i : i + 2], axis=1) for i in (0, 2)]
-    sheet = Image.fromarray(np.concatenate(rows))
+    for step in (0, lifted, (lifted + end) // 2, end):  # start, grasp, carry, insertion
+        frame = rollout.frames[step]
+        view = frame_to_observation(frame, config.image_height, config.image_width, config.crop) if config.has_pixels else None
+        pictures.append(compose(frame, view, step + 1, int(levels[step]), int(best[step])))
+    sheet = Image.fromarray(np.concatenate([np.concatenate(pictures[i : i + 2], axis=1) for i in (0, 2)]))
     path = Path(__file__).parent / "images" / "rollout.png"
-    path.parent.mkdir(exist_ok=True)
     sheet.resize((sheet.width * 2 // 3, sheet.height * 2 // 3), Image.Resampling.LANCZOS).save(path, optimize=True)
 
 
 if __name__ == "__main__":
-    main()
+    main(tyro.cli(Flags))
