@@ -27,6 +27,10 @@ test: | $(UV)  ## Run the tests that are not marked slow; pytest's flags in ARGS
 test-all: | $(UV)  ## Run every test.
 	$(RUN) pytest $(ARGS)
 
+.PHONY: bench
+bench: | $(UV)  ## Measure steps per second; flags in ARGS="--engine mjx --renderer warp --worlds 1024".
+	$(RUN) -m benchmarks.throughput $(ARGS)
+
 .PHONY: format
 format: | $(UV)  ## Format the code and apply the linter's safe fixes.
 	$(RUN) ruff check --fix-only .

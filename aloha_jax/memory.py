@@ -10,7 +10,6 @@ from aloha_jax.networks import num_parameters
 from aloha_jax.policy import STATE_SIZE, example_inputs, make_network
 
 USABLE = 0.9  # of the memory: allocators fragment, compilers need workspace
-COPIES_OF_ROLLOUT = 2  # the rollout and the shuffled minibatches that are gathered from it
 COPIES_OF_PARAMETERS = 5  # themselves, gradients, Adam's two moments, and the copy that a checkpoint is written from
 PASSES = 3  # activations, their gradients, and what the convolution's implementation unfolds
 
@@ -38,7 +37,7 @@ def estimate(config: Config) -> tuple[int, int]:
     """Bytes that a run needs whatever the number of worlds, and bytes per world."""
     pixels = config.image_height * config.image_width * 3 if config.has_pixels else 0
     vectors = 4 * (2 * STATE_SIZE + 4 * 14)  # observation, privileged features, action, its distribution
-    per_world = COPIES_OF_ROLLOUT * config.n_steps * (pixels + vectors) + 3 * pixels
+    per_world = config.n_steps * (pixels + vectors) + 3 * pixels  # the rollout, kept once, and the worlds' own pictures
     batch = config.microbatch_size or config.batch_size
     fixed = 4 * COPIES_OF_PARAMETERS * _count_parameters(config) + 4 * PASSES * batch * _activations(config)
     return fixed, per_world
