@@ -6,8 +6,8 @@ uv run -m benchmarks.kill --freezes 0 --kills 100  # real kills alone: as many s
 What SIGKILL leaves on the disk is what is there at that instant, for everything not yet written dies with the process. So most
 moments are taken by freezing one training (SIGSTOP), copying its directory and letting it go on: a kill without the restart.
 After each: the newest checkpoint and best_model load, digest and all, every directory that looks like a checkpoint is complete,
-and best_model, once there, is always there. Those that are finished, and the run that was really killed, must end in the same bits
-as the run that was left in peace: parameters, optimizer, worlds, keys, best_model, and every row of its records.
+and best_model, once there, is always there. Those that are finished, and the run that was really killed, must end in the same
+bits as the run that was left in peace: parameters, optimizer, worlds, keys, best_model, and every row of its records.
 """
 
 import dataclasses
