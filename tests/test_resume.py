@@ -14,14 +14,15 @@ from tests.small_run import FLAGS, PIXELS, STATE, small_run
 
 def signal_once_it_has(path: Path, number: signal.Signals, *args: str) -> tuple[int, str]:
     """Start a training and send it a signal as soon as `path` exists; exit status and stderr."""
-    process = start_training(*args)
-    deadline = time.monotonic() + 200
-    while not path.exists():
-        assert process.poll() is None, f"it ended by itself: {process.communicate()[1]}"
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-    process.send_signal(number)
-    _, errors = process.communicate()
+    with start_training(*args) as process:
+        try:
+            while not path.exists():
+                assert process.poll() is None, f"it ended by itself: {process.communicate()[1]}"
+                time.sleep(0.002)
+            process.send_signal(number)
+            _, errors = process.communicate()
+        finally:
+            process.kill()
     return process.returncode, errors
 
 
