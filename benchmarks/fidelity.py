@@ -84,7 +84,7 @@ def judge(seeds: range, plans: np.ndarray) -> list[Rollout]:
             qpos.append(physics.data.qpos.copy())
             if levels[-1] == 4:
                 break
-        rollouts.append(Rollout(seed, np.array(levels), np.array(qpos)))
+        rollouts.append(Rollout(seed, np.array(levels), np.array(qpos), plans[: len(levels), i]))
     return rollouts
 
 
@@ -108,7 +108,10 @@ def replay(arguments: dict[str, str], seeds: range, plans: np.ndarray) -> list[R
     levels, qpos = (np.concatenate(arrays) for arrays in zip(*chunks, strict=True))
     done = levels == 4
     ends = np.where(done.any(axis=0), done.argmax(axis=0) + 1, len(levels))
-    return [Rollout(seed, levels[:end, i], qpos[:end, i]) for i, (seed, end) in enumerate(zip(seeds, ends, strict=True))]
+    return [
+        Rollout(seed, levels[:end, i], qpos[:end, i], plans[:end, i])
+        for i, (seed, end) in enumerate(zip(seeds, ends, strict=True))
+    ]
 
 
 class Agreement(NamedTuple):

@@ -19,10 +19,11 @@ import tyro
 
 import aloha_jax
 from aloha_jax import training
-from aloha_jax.config import NATURE_CNN, PRESETS
+from aloha_jax.config import NATURE_CNN
 from aloha_jax.engines import Engine, make_engine
 from aloha_jax.env import Env, make_from_config
 from aloha_jax.pixels import make_renderer
+from aloha_jax.presets import PRESETS
 
 HOME = (0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 0.5) * 2  # gym_aloha's start pose, grippers half open
 
