@@ -232,7 +232,7 @@ def run_eval(cwd: Path, *args: str) -> dict[str, Any]:
 
 KEYS = {
     *("simulator", "n_episodes", "success_rate", "success_interval", "mean_reward", "mean_return", "mean_max_reward"),
-    *("mean_length", "level_rates", "episodes"),
+    *("mean_length", "clean_rate", "mean_jerk", "level_rates", "episodes"),
 }
 
 

@@ -40,14 +40,14 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path_factory: pytest.TempPa
 def test_sigterm_saves_once_and_the_run_ends_as_if_nothing_had_been(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
-    status, errors = signal_once_it_has(run / "checkpoints" / "64", signal.SIGTERM, *FLAGS, *PIXELS, "--log-dir", str(run))
+    run, flags = tmp_path / "run", (*PIXELS[:-1], "320")  # five updates: the signal may be noticed a few late
+    status, errors = signal_once_it_has(run / "checkpoints" / "64", signal.SIGTERM, *FLAGS, *flags, "--log-dir", str(run))
     assert (status, errors) == (128 + signal.SIGTERM, f"error: stopped; to go on: train.py --resume {run}\n")
     require_whole(run)
-    assert [path.name for path in complete_checkpoints(run)] == ["64", "128"]  # the second update was under way
+    assert 64 < max(int(path.name) for path in complete_checkpoints(run)) < 320  # it saved where it was told to stop
     assert not (run / "final_model").exists()
     train.main(["--resume", str(run)])
-    assert_same_run(run, small_run(tmp_path_factory, PIXELS).directory)
+    assert_same_run(run, small_run(tmp_path_factory, flags).directory)
 
 
 @pytest.mark.slow
