@@ -177,11 +177,14 @@ class MetricsLogger:
         """Environment steps of the newest evaluation, -1 if there is none."""
         return self._evaluations_csv.last_env_steps
 
-    def log_update(self, env_steps: int, metrics: Mapping[str, Any]) -> dict[str, float]:
-        """Record one update's metrics, given as host scalars; returns the scalars by tag."""
+    def log_update(self, env_steps: int, metrics: Mapping[str, Any], finished: float | None = None) -> dict[str, float]:
+        """Record one update's metrics, given as host scalars; returns the scalars by tag.
+
+        `finished` is when the update was, by `time.monotonic`; by default now. Metrics are read late, two updates' at once perhaps.
+        """
         values = {name: float(x) for name, x in metrics.items()}
         scalars = {tag: values[name] for name, tag in TRAIN_TAGS.items() if name in values} | self._episode_means(values)
-        scalars["time/sps"] = self._steps_per_second(env_steps)
+        scalars["time/sps"] = self._steps_per_second(env_steps, time.monotonic() if finished is None else finished)
         finite = {tag: value for tag, value in scalars.items() if np.isfinite(value)}
         self._tensorboard.add(env_steps, *(Summary.Value(tag=tag, simple_value=value) for tag, value in finite.items()))
         blank = dict.fromkeys(EPISODE_TAGS.values(), float("nan"))
@@ -227,9 +230,9 @@ class MetricsLogger:
         self._bar.stop()
         self._tensorboard.close()
 
-    def _steps_per_second(self, env_steps: int) -> float:
+    def _steps_per_second(self, env_steps: int, now: float) -> float:
         """Of the update just recorded; after a stop of the clock the last speed known, or the mean so far."""
-        now, steps = time.monotonic(), env_steps - self._last_steps
+        steps = env_steps - self._last_steps
         if self._last_time is not None:
             self._speed = steps / max(now - self._last_time, 1e-9)
         self._last_steps, self._last_time = env_steps, now

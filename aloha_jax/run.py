@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import shlex
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,8 @@ class Run:
         self._complained = False
         self.profiler = Profiler(config.profile)
         self.broken_updates = 0  # in a row, up to the newest one whose metrics were read
-        self._pending: tuple[int, Any] | None = None  # metrics of the newest update, not read yet
+        # Environment steps and metrics, not read yet, of the newest update, and when it was done.
+        self._pending: tuple[int, Any, float] | None = None
         records = self._restore() if resume else {}
         if not resume and (initial := checkpoints.load_initial(config)) is not None:
             self.state = self.state._replace(params=initial.params, stats=initial.stats)
@@ -201,7 +203,7 @@ class Run:
         self.state, metrics = self.train_step(self.state)
         self.profiler.after_update(metrics)
         self._read_metrics()
-        self._pending = (env_steps, metrics)
+        self._pending = (env_steps, metrics, time.monotonic())
         if self.broken_updates:
             self._read_metrics()
         if self.broken_updates >= MAX_BROKEN_UPDATES:
@@ -212,10 +214,10 @@ class Run:
         """Log the newest update, if that has not been done."""
         if self._pending is None:
             return
-        env_steps, metrics = self._pending
+        env_steps, metrics, finished = self._pending
         self._pending = None
         metrics = jax.device_get(metrics)
-        self.logger.log_update(env_steps, metrics)
+        self.logger.log_update(env_steps, metrics, finished)
         self.broken_updates = self.broken_updates + 1 if metrics["skipped_minibatches"] > 0 else 0
 
     def _dump(self, state: RunState, records: dict[str, Any]) -> str:

@@ -149,6 +149,9 @@ def test_speed_is_that_of_training_alone(tmp_path: Path, monkeypatch: pytest.Mon
     logger.stop_clock()
     assert speed_after(1000.0, 300) == 10.0  # an evaluation lay between
     assert speed_after(5.0, 400) == 20.0
+    # Two updates whose metrics are read at the same moment, after the second of them.
+    speeds = [logger.log_update(steps, episode_sums(0, 0.0), clock[0] + t)["time/sps"] for steps, t in ((500, 4.0), (600, 9.0))]
+    assert speeds == [25.0, 20.0]
 
 
 def test_a_report_is_printed_as_json_where_no_one_looks(capsys: pytest.CaptureFixture[str]) -> None:
