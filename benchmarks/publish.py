@@ -37,7 +37,7 @@ def main(flags: Flags) -> None:
     policy = checkpoints.load_policy(flags.model_path)
     # Nothing of where it was made, and nothing that a reader of the configuration would look for in vain.
     config = dataclasses.replace(
-        policy.config, log_dir=f"runs/{flags.to.name}", teacher=flags.teacher, overwrite=False, resume=None
+        policy.config, log_dir=f"runs/{flags.to.name}", teacher=flags.teacher, init_from=None, overwrite=False, resume=None
     )
     checkpoints.save_model(flags.to, Policy(config, policy.params, policy.stats))
     for note in flags.to.rglob("commit_success.txt"):  # Orbax writes the absolute path there
