@@ -128,7 +128,8 @@ def test_an_explosion_shows_and_stays_at_home(mjx: Compiled, episode: list[Physi
     changed = before._replace(qpos=qpos, qvel=qvel, internal=before.internal._replace(warmstart=warmstart))
     after = mjx.step(jax.tree.map(jnp.asarray, changed), jnp.asarray(action))
     stable = np.isfinite(after.qpos).all(axis=1) & (np.abs(after.qvel) < 1e3).all(axis=1)  # as `env.step` asks
-    assert stable.tolist() == [True, False, True]
+    heals = cause == "warmstart" and mjx.engine.impl == "jax"  # its solver starts elsewhere if that is no better
+    assert stable.tolist() == [True, heals, True]
     assert_same(pick(after, [2]), pick(episode[121], [2]))
     again = mjx.reset_where(jnp.array([False, True, False]), after, jnp.asarray(starts()), jnp.zeros((NUM_WORLDS, 28)))
     assert np.isfinite(mjx.step(again, jnp.asarray(plans()[0])).qpos).all()
