@@ -258,7 +258,7 @@ def gym_aloha_episodes(
         done, step = False, 0
         while not done:
             key = jax.random.fold_in(jax.random.key(seed), step) if stochastic else None
-            if "pixels" in observation and policy.config.has_pixels:
+            if policy.config.has_pixels:
                 observation["pixels"]["top"] = condition.light(observation["pixels"]["top"])
             late.append(controller(observation, data.qpos.copy(), data.qvel.copy(), key))
             action = late.pop(0)

@@ -40,7 +40,7 @@ PRESETS: dict[str, Config] = {
         observe_target=True,
         image_height=72,
         image_width=120,
-        # Convolutions that do not overlap are matrix products of the picture's patches: three times NatureCNN's speed on CPUs.
+        # Convolutions that do not overlap are matrix products of the picture's patches: cheap on CPUs.
         conv=((48, 8, 8), (64, 3, 2)),
         features_dim=256,
         privileged_critic=True,

@@ -237,7 +237,7 @@ class Run:
         self._read_metrics()
         policy = self.policy
         rollouts, train_rewards = self.evaluator(policy)
-        report = evaluation.summarize(rollouts, "c")
+        report = evaluation.summarize(rollouts, "mjx" if self.config.engine == "mjx" else "c")
         self.logger.log_evaluation(env_steps, report, float(train_rewards.mean()))
         # Success first, then the mean level, then the training reward, each too small to outweigh the one before.
         self.last_score = report.success_rate + 1e-2 * report.mean_max_reward + 1e-5 * float(np.tanh(train_rewards.mean() / 50))
