@@ -10,26 +10,17 @@ import jax.numpy as jnp
 import mujoco
 import numpy as np
 import pytest
-from dm_control import mujoco as dm_mujoco
-from dm_control.rl import control
-from gym_aloha.constants import DT, START_ARM_POSE
-from gym_aloha.tasks import sim
+from gym_aloha.constants import START_ARM_POSE
 from gym_aloha.utils import sample_insertion_pose
 
 from aloha_jax import expert, scene
 from aloha_jax.engines.c import action_to_ctrl
 from aloha_jax.env import EnvState, make
 from aloha_jax.evaluation import Rollout
+from benchmarks.fidelity import judge
 
-SEEDS = tuple(range(40))
+SEEDS = range(40)
 OBJECTS = (scene.PEG_QPOS, scene.SOCKET_QPOS)
-
-
-class BlindInsertion(sim.InsertionTask):
-    """gym_aloha's task without its observation: rendering three cameras takes a hundred times as long as the physics."""
-
-    def get_observation(self, physics):
-        return {}
 
 
 @pytest.fixture(scope="module")
@@ -41,20 +32,7 @@ def plans() -> np.ndarray:
 @pytest.fixture(scope="module")
 def judged(plans: np.ndarray) -> list[Rollout]:
     """The episodes in gym_aloha's own simulation, which ends them at level 4."""
-    physics = dm_mujoco.Physics.from_xml_path(str(scene.ASSETS / "bimanual_viperx_insertion.xml"))
-    simulation = control.Environment(physics, BlindInsertion(), time_limit=float("inf"), control_timestep=DT)
-    rollouts = []
-    for i, seed in enumerate(SEEDS):
-        sim.BOX_POSE[0] = np.concatenate(sample_insertion_pose(seed))
-        simulation.reset()
-        levels, qpos = [], []
-        for action in plans[:, i]:
-            levels.append(simulation.step(action).reward)
-            qpos.append(physics.data.qpos.copy())
-            if levels[-1] == 4:
-                break
-        rollouts.append(Rollout(seed, np.array(levels), np.array(qpos), np.zeros((len(levels), 14))))
-    return rollouts
+    return judge(SEEDS, plans)
 
 
 def replay(physics: str, plans: np.ndarray) -> list[Rollout]:
