@@ -19,6 +19,7 @@ SLOTS = 512  # states per bin; newer ones replace older ones
 RECORD_PROBABILITY = 0.02  # per world and step: some two states per episode, so that a bin holds many episodes
 
 EXPERT_EPISODES = 96
+EXPERT_MISSES, MAX_MISS = 0.33, 0.02  # share of them that miss the socket's mouth, and by how much at most, metres
 EXPERT_STRIDE = 3  # control steps between the states that are kept of an expert's episode
 
 
@@ -79,10 +80,12 @@ def draw(archive: Archive, key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Ar
 def expert_archive(engine: Engine, task: Any, seed: int) -> Archive:
     """States along episodes of the scripted expert, each from a fresh start pose and of another `expert.Variation`.
 
-    Deterministic in `seed`. Of each episode the states before success are kept; those that do not succeed are left out.
+    Deterministic in `seed`. Of each episode the states before success are kept; those that do not succeed are left out, unless
+    they were to miss: a policy must know what to do with a peg that is stuck beside the socket's mouth.
     """
     rng = np.random.default_rng(seed)
-    starts, plans = zip(*(_varied_plan(task, rng) for _ in range(EXPERT_EPISODES)), strict=True)
+    misses = np.arange(EXPERT_EPISODES) < EXPERT_MISSES * EXPERT_EPISODES
+    starts, plans = zip(*(_varied_plan(task, rng, miss) for miss in misses), strict=True)
     qpos = jnp.asarray(np.stack(starts), jnp.float32)
     actions = jnp.asarray(np.stack(plans, axis=1))  # [T, N, 14]
     model = engine.scene.model
@@ -102,7 +105,7 @@ def expert_archive(engine: Engine, task: Any, seed: int) -> Archive:
     positions, velocities, targets, potential, level = play(qpos, actions)
     solved = level == task.num_levels
     before = jnp.cumsum(solved, axis=0) == 0
-    keep = before & solved.any(axis=0)[None] & (jnp.arange(len(actions)) % EXPERT_STRIDE == 0)[:, None]
+    keep = before & (solved.any(axis=0) | misses)[None] & (jnp.arange(len(actions)) % EXPERT_STRIDE == 0)[:, None]
 
     def flat(x: jax.Array) -> jax.Array:
         return x.reshape(-1, *x.shape[2:])
@@ -114,7 +117,7 @@ def expert_archive(engine: Engine, task: Any, seed: int) -> Archive:
     return jax.jit(record)(empty_archive(model.nq, model.nv), *shuffled)
 
 
-def _varied_plan(task: Any, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _varied_plan(task: Any, rng: np.random.Generator, miss: bool) -> tuple[np.ndarray, np.ndarray]:
     """A start pose [30] and an expert's actions [300, 14] from there, of a random way to do the task."""
     while True:
         start = task.start_from_seed(int(rng.integers(2**31)))
@@ -123,6 +126,7 @@ def _varied_plan(task: Any, rng: np.random.Generator) -> tuple[np.ndarray, np.nd
             grip_offset=rng.uniform(0.015, 0.035),
             meeting=(rng.uniform(-0.05, 0.05), 0.5 + rng.uniform(-0.05, 0.05), rng.uniform(0.11, 0.2)),
             speed=rng.uniform(*expert.SPEEDS),
+            miss=tuple(rng.uniform(-MAX_MISS, MAX_MISS, 2)) if miss else (0.0, 0.0),
         )
         try:
             return start, expert.plan_from_qpos(start, variation=way)

@@ -62,8 +62,12 @@ class Config:
     """Sampled actions are clipped to +- this before they reach the environment."""
     reward: Literal["dense", "shaped", "sparse"] = "dense"
     """Training reward: potentials (docs/learning.md), the guide's bonuses, or gym_aloha's own."""
+    action_cost: float = 0.0005
+    """What the dense reward takes for the squared action (0.01 makes a policy that succeeds slow)."""
     action_change_cost: float = 0.0
     """What the dense reward takes for the squared change of the action (0.01 makes a policy that succeeds smooth)."""
+    grip_tolerance: float | None = None
+    """Metres; a hold that far from the nominal grip counts for little in the dense reward. None: any hold counts in full."""
     engine: Literal["auto", "c", "mjx"] = "auto"
     """Physics: C MuJoCo on CPU threads, or MJX on the accelerator."""
     impl: Literal["auto", "jax", "warp"] = "auto"
@@ -199,7 +203,7 @@ class Config:
             _require(0 < getattr(self, name) < float("inf"), name, "must be positive and finite", getattr(self, name))
         for name in ("gamma", "gae_lambda"):
             _require(0 <= getattr(self, name) <= 1, name, "must lie in 0..1", getattr(self, name))
-        for name in ("ent_coef", "vf_coef", "ppo_coef", "distill_coef", "action_change_cost", "final_eval_episodes"):
+        for name in ("ent_coef", "vf_coef", "ppo_coef", "distill_coef", "action_cost", "action_change_cost", "final_eval_episodes"):
             _require(0 <= getattr(self, name) < float("inf"), name, "must not be negative", getattr(self, name))
         for field in dataclasses.fields(self):  # JAX counts in 32 bits
             value = getattr(self, field.name)
@@ -212,6 +216,8 @@ class Config:
         _require(0 <= self.seed < 2**32, "seed", "must lie in 0..2^32 - 1", self.seed)
         _require(0 <= self.start_share <= 1, "start_share", "must lie in 0..1", self.start_share)
         _require(abs(self.log_std_init) < float("inf"), "log_std_init", "must be finite", self.log_std_init)
+        grip = self.grip_tolerance
+        _require(grip is None or 0 < grip < float("inf"), "grip_tolerance", "must be positive and finite", grip)
         final = self.log_std_final
         _require(final is None or -20 <= final <= self.log_std_init, "log_std_final", "must lie in -20..--log-std-init", final)
         _require(min(self.hidden_sizes, default=1) >= 1, "hidden_sizes", "must be at least 1", self.hidden_sizes)

@@ -15,7 +15,7 @@ from aloha_jax.pixels import Renderer, make_renderer
 from aloha_jax.pixels.ended import render_now_and_ended
 from aloha_jax.scene import FRAME_SHAPE
 from aloha_jax.tasks import TASKS, make_task
-from aloha_jax.tasks.insertion import Progress
+from aloha_jax.tasks.insertion import Progress, Shaping
 
 __all__ = ["Env", "EnvState", "Episode", "Observation", "make", "make_from_config"]
 
@@ -50,10 +50,10 @@ class Env:
         start_share: float = 0.5,
         seed: int = 0,
         observe_target: bool = False,
-        action_change_cost: float = 0.0,
+        shaping: Shaping | None = None,
     ):
         self.engine, self.renderer, self.num_envs = engine, renderer, num_envs
-        self.task = make_task(task_name, engine.scene, action_change_cost)
+        self.task = make_task(task_name, engine.scene, shaping)
         self.obs, self.action, self.reward = obs, action, reward
         self.autoreset, self.episode_length, self.observe_target = autoreset, episode_length, observe_target
         self.target_low, self.target_high = target_limits(engine)
@@ -272,7 +272,7 @@ def make(
     start_share: float = 0.5,
     seed: int = 0,
     observe_target: bool = False,
-    action_change_cost: float = 0.0,
+    shaping: Shaping | None = None,
 ) -> Env:
     """Build a batched environment.
 
@@ -297,7 +297,7 @@ def make(
         start_share: see `start_states`.
         seed: of the expert's episodes.
         observe_target: whether `pixels_agent_pos` has the control targets as well.
-        action_change_cost: what the dense reward takes for the squared change of the action.
+        shaping: what the dense reward asks beyond an insertion.
 
     Raises:
         ValueError: an argument is not one of its choices.
@@ -336,7 +336,7 @@ def make(
         start_share=start_share,
         seed=seed,
         observe_target=observe_target,
-        action_change_cost=action_change_cost,
+        shaping=shaping,
     )
 
 
@@ -362,5 +362,5 @@ def make_from_config(
         start_share=config.start_share,
         seed=config.seed,
         observe_target=config.observe_target,
-        action_change_cost=config.action_change_cost,
+        shaping=Shaping(config.action_cost, config.action_change_cost, config.grip_tolerance),
     )

@@ -50,6 +50,7 @@ class Variation:
         grip_offset: distance of the grip from the object's centre, along the object's axis and towards the arm.
         grip_height: height of the fingertips' midpoint over the object's centre; below 0 the fingers scrape the table.
         meeting: x, y, z of the point midway between the centres of socket and peg when they are joined.
+        miss: y and z by which the right arm misses the meeting point; beyond some 8 mm the peg ends beside the socket's mouth.
         speed: factor on the speed of all stages, within `SPEEDS`; at 1 the insertion ends after 240 steps.
     """
 
@@ -57,6 +58,7 @@ class Variation:
     grip_offset: float = 0.03
     grip_height: float = 0.004
     meeting: tuple[float, float, float] = (0.0, 0.5, 0.15)
+    miss: tuple[float, float] = (0.0, 0.0)
     speed: float = 1.0
 
     def __post_init__(self) -> None:
@@ -116,6 +118,8 @@ def _waypoints(arm: str, object_pose: np.ndarray, variation: Variation) -> dict[
     def apart(distance: float) -> np.ndarray:
         """The grip when the objects' centres are at a distance from each other, around the meeting point."""
         x, y, z = variation.meeting
+        if arm == "right":
+            y, z = y + variation.miss[0], z + variation.miss[1]
         return grip(x + toward_arm * distance / 2, y, z, yaw=0.0)
 
     x, y = object_pose[:2]

@@ -79,6 +79,9 @@ def test_json_that_lacks_a_setting_takes_its_default() -> None:
         ({"log_std_final": 1.0}, "--log-std-final"),  # above the initial 0
         ({"log_std_final": float("-inf")}, "--log-std-final"),
         ({"action_change_cost": -0.1}, "--action-change-cost"),
+        ({"action_cost": -0.1}, "--action-cost"),
+        ({"grip_tolerance": 0.0}, "--grip-tolerance"),
+        ({"grip_tolerance": float("nan")}, "--grip-tolerance"),
         ({"start_share": 1.5}, "--start-share"),
         ({"ppo_coef": -1.0}, "--ppo-coef"),
         ({"ppo_coef": 0.0}, "--ppo-coef"),  # and nothing else to learn from

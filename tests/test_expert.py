@@ -96,6 +96,14 @@ def test_variations_succeed(simulation: control.Environment, variation: expert.V
         assert replay(simulation, start_qpos(seed), actions).level == 4
 
 
+@pytest.mark.parametrize("miss", [(0.015, 0.0), (0.0, 0.015), (0.0, -0.015)])
+def test_a_miss_ends_beside_the_mouth(simulation: control.Environment, miss: tuple[float, float]) -> None:
+    """The peg meets the socket (level 3) but not the pin, as far off its axis as was asked, give or take what the grip yields."""
+    outcome = replay(simulation, start_qpos(100), expert.plan(*sample_insertion_pose(100), variation=expert.Variation(miss=miss)))
+    assert outcome.level == 3
+    assert 0.008 < outcome.offset < 0.022
+
+
 @pytest.mark.parametrize("yaw", [-0.4, 0.4])
 def test_follows_the_yaw_of_the_objects(simulation: control.Environment, yaw: float) -> None:
     qpos = with_yaw(start_qpos(0), yaw)

@@ -18,7 +18,7 @@ from scipy import stats  # type: ignore[import-untyped]
 from aloha_jax import expert, scene
 from aloha_jax.engines import Physics, make_engine
 from aloha_jax.tasks import make_task
-from aloha_jax.tasks.insertion import Insertion, Progress
+from aloha_jax.tasks.insertion import Insertion, Progress, Shaping
 
 SEEDS = (0, 1, 2, 3)
 SEED_STARTS = np.stack([np.concatenate([START_ARM_POSE, *sample_insertion_pose(seed)]) for seed in SEEDS]).astype(np.float32)
@@ -29,7 +29,7 @@ STAGE_ENDS = dict(zip(expert.STAGES, itertools.accumulate(expert.STAGES.values()
 @pytest.fixture(scope="module")
 def task() -> Insertion:
     """Compiled: one operation at a time takes ten times as long."""
-    task = make_task("insertion", scene.make_scene(physics="exact"), action_change_cost=0.01)
+    task = make_task("insertion", scene.make_scene(physics="exact"), shaping=Shaping(action_change_cost=0.01))
     for name in ("level", "touches", "lost", "geometry", "start_progress", "dense", "mating_error", "agent_pos", "features"):
         setattr(task, name, jax.jit(getattr(task, name)))
     return task
@@ -47,7 +47,7 @@ class Replay(NamedTuple):
 def replay(physics_name: str, qpos: np.ndarray, actions: np.ndarray) -> Replay:
     """Play actions [T, N, 14], with the dense reward computed as the environment does."""
     engine = make_engine("c", physics=physics_name)
-    task = make_task("insertion", engine.scene, action_change_cost=0.01)
+    task = make_task("insertion", engine.scene, shaping=Shaping(action_change_cost=0.01))
 
     def step(carry, action):
         physics, progress = carry
@@ -252,6 +252,44 @@ def test_dense_reward_of_an_episode_telescopes(expert_replay: Replay) -> None:
     np.testing.assert_allclose(earned, expected, atol=0.5 * 6 / 10)
     assert (expert_replay.level.max(axis=0) == 4).all()
     np.testing.assert_array_equal(expert_replay.progress.best_level, np.maximum.accumulate(expert_replay.level))
+
+
+def test_a_grip_counts_the_less_the_farther_it_is_from_the_nominal_one(expert_replay: Replay) -> None:
+    """The expert grips 30 mm outward and 4 mm up, which is nominal; elsewhere 0.3 + 0.7 exp(-(d / t)^2) of the hold is left."""
+    plain = make_task("insertion", scene.make_scene(physics="exact"))
+    strict = make_task("insertion", scene.make_scene(physics="exact"), Shaping(grip_tolerance=0.01))
+    physics, _ = at_step(expert_replay, STAGE_ENDS["lift"])
+    geometry, touch = plain.geometry(physics), plain.touches(physics)
+    held = plain._holds(geometry, touch)
+    assert (held == 1).any()
+    at_nominal = strict._holds(geometry, touch)
+    assert (at_nominal <= held).all()
+    assert (at_nominal[held == 1] > 0.9).all()  # within 3 mm
+    # Both fingertips moved outward along the object's axis by exactly as much as makes the distance 10 mm.
+    middle = geometry.fingertips.mean(axis=2) - geometry.position
+    local = np.einsum("nai,naij->naj", middle, geometry.rotation)
+    height = local[..., 2] - 0.004
+    along = -0.03 - np.sqrt(0.01**2 - height**2)
+    moved = np.einsum("nai,na->nai", geometry.rotation[..., 0], along - local[..., 0])
+    displaced = geometry._replace(fingertips=geometry.fingertips + moved[:, :, None])
+    expected = np.asarray(held) * (0.3 + 0.7 * np.exp(-1.0))
+    np.testing.assert_allclose(strict._holds(displaced, touch), expected, atol=1e-3)
+    np.testing.assert_array_equal(plain._holds(displaced, touch), held)
+
+
+def test_actions_cost_what_they_are_said_to_cost(expert_replay: Replay) -> None:
+    physics, progress = at_step(expert_replay, STAGE_ENDS["lift"])
+    level, failed = jnp.zeros(len(SEEDS), jnp.int32), jnp.zeros(len(SEEDS), bool)
+    action = jnp.full((len(SEEDS), 14), 2.0)
+    model = scene.make_scene(physics="exact")
+    rewards = [
+        make_task("insertion", model, Shaping(action_cost=cost, action_change_cost=change)).dense(
+            physics, progress._replace(action=action - 1.0), level, failed, action
+        )[0]
+        for cost, change in ((0.0, 0.0), (0.1, 0.0), (0.0, 0.1))
+    ]
+    np.testing.assert_allclose(rewards[0] - rewards[1], 0.5 * 0.1 * 7 * 4.0, rtol=1e-4)
+    np.testing.assert_allclose(rewards[0] - rewards[2], 0.5 * 0.1 * 7 * 1.0, rtol=1e-4)
 
 
 def test_each_term_rises_in_its_phase(task: Insertion, expert_replay: Replay) -> None:

@@ -29,6 +29,7 @@ MOUTH, PIN_FACE = 0.06, 0.04  # along the socket's axis from its centre
 # Per arm (left: socket, right: peg). Half-width across the fingers and height of the centre at rest, metres.
 OBJECT_HALF_WIDTH = (0.022, 0.010)
 OBJECT_REST_HEIGHT = (0.022, 0.010)
+NOMINAL_GRIP = (-0.03, 0.004)  # of the fingertips' midpoint from the object's centre: along its axis and upward, metres
 WORKSPACE_LOW, WORKSPACE_HIGH = (-0.45, 0.2, -0.02), (0.45, 0.95, 0.6)  # objects outside of it are lost
 
 
@@ -46,6 +47,21 @@ class Progress(NamedTuple):
     potential: jax.Array
     best_level: jax.Array
     action: jax.Array
+
+
+class Shaping(NamedTuple):
+    """What the dense reward asks beyond an insertion.
+
+    Attributes:
+        action_cost: what it takes for the squared action, per unit of `actions.DELTA_SCALE`.
+        action_change_cost: what it takes for the squared change of the action.
+        grip_tolerance: metres; how far from the nominal grip the fingers may hold an object before the hold counts for little.
+            None: any hold near the object's centre counts in full.
+    """
+
+    action_cost: float = 0.0005
+    action_change_cost: float = 0.0
+    grip_tolerance: float | None = None
 
 
 class Geometry(NamedTuple):
@@ -74,13 +90,13 @@ def _stack_arms(left: jax.Array, right: jax.Array) -> jax.Array:
 
 
 class Insertion:
-    """The task's pure functions on one scene; holds addresses and one coefficient only."""
+    """The task's pure functions on one scene; holds addresses and coefficients only."""
 
     name = "insertion"
     num_levels = MAX_LEVEL
 
-    def __init__(self, scene: Scene, action_change_cost: float = 0.0):
-        self.scene, self.action_change_cost = scene, action_change_cost
+    def __init__(self, scene: Scene, shaping: Shaping | None = None):
+        self.scene, self.shaping = scene, shaping or Shaping()
 
     # --- Start poses ---------------------------------------------------------------------------------------------------------
 
@@ -160,7 +176,7 @@ class Insertion:
         """Dense reward per arm, float32[N, 2], and the episode's progress after this step.
 
         reward = 0.5 * (change of the arm's potential + bonus for each official level reached for the first time
-                        - 0.0005 |arm's action|^2 - cost |its change|^2), and on failure -1 and all potential earned so far.
+                        - cost |arm's action|^2 - cost |its change|^2), and on failure -1 and all potential earned so far.
 
         The official level 4 says nothing of how the peg went in; its bonus does: up to 10 for a straight peg, 4 for any.
 
@@ -176,13 +192,18 @@ class Insertion:
         _, tilt, _ = self.mating_error(geometry)
         straight = jnp.clip(1.0 - tilt / 0.04, 0.0, 1.0)  # 0 from 20 degrees
         bonus = first_time[:, :3] @ jnp.array([0.5, 1.0, 1.0]) + first_time[:, 3] * (4.0 + 6.0 * straight)
-        effort = 0.0005 * jnp.square(action) + self.action_change_cost * jnp.square(action - progress.action)
+        shaping = self.shaping
+        effort = shaping.action_cost * jnp.square(action) + shaping.action_change_cost * jnp.square(action - progress.action)
         effort = effort.reshape(-1, 2, 7).sum(axis=2)
         reward = potential - progress.potential + bonus[:, None] - effort - failed[:, None]
         return 0.5 * reward, Progress(grasp, potential, jnp.maximum(progress.best_level, level), action)
 
     def _holds(self, geometry: Geometry, touch: dict[str, jax.Array]) -> jax.Array:
-        """float32[N, 2]: both fingers of the arm touch its object, from opposite sides, near its centre."""
+        """float32[N, 2] in 0..1: both fingers of the arm touch its object, from opposite sides, near its centre.
+
+        With a grip tolerance t, d from the nominal grip (along the object and in height) is worth 0.3 + 0.7 exp(-(d / t)^2): an
+        arm that always grips at the same place knows from its joints where its object is, even where no camera sees it.
+        """
         both = _stack_arms(
             touch["socket_finger_left"] & touch["socket_finger_right"], touch["peg_finger_left"] & touch["peg_finger_right"]
         )
@@ -190,7 +211,12 @@ class Insertion:
         across = jnp.einsum("nafi,nai->naf", offset, geometry.rotation[..., 1])
         straddling = across[..., 0] * across[..., 1] < 0
         near = jnp.linalg.norm(offset.mean(axis=2), axis=-1) < 0.05
-        return (both & straddling & near).astype(jnp.float32)
+        hold = (both & straddling & near).astype(jnp.float32)
+        if self.shaping.grip_tolerance is None:
+            return hold
+        grip = jnp.einsum("nai,naij->naj", offset.mean(axis=2), geometry.rotation)[..., ::2]
+        distance = jnp.linalg.norm(grip - jnp.array(NOMINAL_GRIP)[None, None], axis=-1)
+        return hold * (0.3 + 0.7 * jnp.exp(-jnp.square(distance / self.shaping.grip_tolerance)))
 
     def _potential(self, geometry: Geometry, grasp: jax.Array, touch: dict[str, jax.Array]) -> jax.Array:
         """float32[N, 2]: reach (0..1) + grasp (0..1) + 3 lift (0..3) + joint term (0..8)."""
@@ -200,7 +226,8 @@ class Insertion:
     def _reach(self, geometry: Geometry) -> jax.Array:
         """float32[N, 2] in 0..1: fingertips on either side of the object, 3 cm toward its outer end and 4 mm up."""
         side = jnp.array([1.0, -1.0])[None, :] * (jnp.array(OBJECT_HALF_WIDTH) + 0.003)[:, None]  # [arm, finger]
-        local = jnp.stack([jnp.full_like(side, -0.03), side, jnp.full_like(side, 0.004)], axis=-1)
+        along, height = NOMINAL_GRIP
+        local = jnp.stack([jnp.full_like(side, along), side, jnp.full_like(side, height)], axis=-1)
         targets = geometry.position[:, :, None] + jnp.einsum("naij,afj->nafi", geometry.rotation, local)
         distance = jnp.linalg.norm(geometry.fingertips - targets, axis=-1).mean(axis=-1)
         return 1.0 - 0.5 * jnp.tanh(4 * distance) - 0.5 * jnp.tanh(20 * distance)
