@@ -1,16 +1,20 @@
 """Kills a training at random moments, inside saves too, and holds what is left behind to its promises.
 
-uv run -m benchmarks.kill                          # 100 moments by freezing, 20 of them finished, and 10 real kills
-uv run -m benchmarks.kill --freezes 0 --kills 100  # real kills alone: as many starts of train.py
+uv run -m benchmarks.kill                                                # 100 moments by freezing, 20 of them finished
+uv run -m benchmarks.kill --freezes 0 --kills 100                        # real kills: as many starts of train.py
+uv run -m benchmarks.kill --freezes 0 --kills 10 --obs pixels_agent_pos  # the same from pixels
 
-What SIGKILL leaves on the disk is what is there at that instant, for everything not yet written dies with the process. So most
-moments are taken by freezing one training (SIGSTOP), copying its directory and letting it go on: a kill without the restart.
+What SIGKILL leaves on the disk is what is there at that instant, for everything not yet written dies with the process. So many
+moments are taken cheaply by freezing one training (SIGSTOP), copying its directory and letting it go on.
 After each: the newest checkpoint and best_model load, digest and all, every directory that looks like a checkpoint is complete,
 and best_model, once there, is always there. Those that are finished, and the run that was really killed, must end in the same
 bits as the run that was left in peace: parameters, optimizer, worlds, keys, best_model, and every row of its records.
+
+Starting costs most, and compiling most of that: XLA_FLAGS=--xla_backend_optimization_level=0 in the environment makes it cheaper.
 """
 
 import dataclasses
+import math
 import random
 import shutil
 import signal
@@ -19,6 +23,7 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Literal
 
 import jax
 import psutil
@@ -29,27 +34,38 @@ from aloha_jax.config import Config
 from aloha_jax.env import make_from_config
 from tests.crash import assert_same_run, require_whole, start_training
 
+# The smallest worlds, pictures (32x32) and networks that still go through everything, so that 2000 updates take a minute.
+STEPS_PER_UPDATE = 16
 ARGS = (
-    *("--preset", "smoke", "--device", "cpu", "--obs", "state", "--episode-length", "20", "--final-eval-episodes", "0"),
-    *("--checkpoint-freq", "64", "--eval-freq", "256", "--keep-period", "640"),
+    *("--preset", "smoke", "--device", "cpu", "--episode-length", "20", "--final-eval-episodes", "0", "--eval-episodes", "1"),
+    *("--n-envs", "2", "--n-steps", "8", "--batch-size", "8", "--n-epochs", "1", "--hidden-sizes", "8"),
+    *("--checkpoint-freq", "320", "--eval-freq", "1600", "--keep-period", "3200"),
 )
 UNDER_WAY = ("checkpoints/*.orbax-checkpoint-tmp*", "checkpoints/.deleted/*", ".best_model.new", ".final_model.new", ".*.part")
+EARLY, START_SECONDS = 0.25, 15.0  # share of the kills that come at any moment of so many seconds from the start
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
-    """How often."""
+    """What and how often."""
 
+    obs: Literal["state", "pixels_agent_pos"] = "state"
+    """What the policy sees."""
+    updates: int = 2000
+    """Length of the run; a checkpoint after every 20, an evaluation after every 100."""
     freezes: int = 100
     """Moments taken by freezing."""
     finish: int = 20
     """How many of those are finished and compared, evenly spread."""
-    kills: int = 10
-    """Real kills of another run, each followed by a resume."""
-    updates: int = 60
-    """Length of the run; a checkpoint after every update."""
+    kills: int = 0
+    """Real kills of another run, each followed by a start that resumes it."""
     seed: int = 0
     """Of the moments."""
+
+    def new_run(self, directory: Path) -> list[str]:
+        """Arguments of `train.py`."""
+        total = str(STEPS_PER_UPDATE * self.updates)
+        return [*ARGS, "--obs", self.obs, "--total-timesteps", total, "--log-dir", str(directory)]
 
 
 class Tally(Counter[str]):
@@ -82,15 +98,25 @@ def wait_for_a_moment(directory: Path, process: subprocess.Popen[str], rng: rand
     time.sleep(rng.uniform(0, longest))
     if rng.random() < 0.5:
         while process.poll() is None and not under_way(directory):
-            pass
-        time.sleep(rng.uniform(0, 0.03))
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.1))
+
+
+def wait_until_it_trains(directory: Path, process: subprocess.Popen[str], longest: float = math.inf) -> bool:
+    """Until rows are added to the records (a resumed run begins by dropping some); False if that takes too long."""
+    file, size, deadline = directory / "progress.csv", math.inf, time.monotonic() + longest
+    while process.poll() is None and time.monotonic() < deadline:
+        before, size = size, file.stat().st_size if file.exists() else 0
+        if size > before:
+            return True
+        time.sleep(0.01)
+    return False
 
 
 def freeze_often(flags: Flags, directory: Path, copies: Path, rng: random.Random, tally: Tally) -> list[Path]:
     """Train in one go, taking copies at random moments; returns those from which `--resume` can go on."""
-    process = start_training(*ARGS, "--total-timesteps", str(64 * flags.updates), "--log-dir", str(directory))
-    while process.poll() is None and not (directory / "eval" / "evaluations.csv").exists():
-        time.sleep(0.05)  # Python, JAX and the compiler start: nothing is written yet
+    process = start_training(*flags.new_run(directory))
+    wait_until_it_trains(directory, process)
     resumable, had_best_model = [], False
     for i in range(flags.freezes):
         wait_for_a_moment(directory, process, rng, longest=0.2)
@@ -127,52 +153,65 @@ class Finisher:
             resumed.train_step, resumed.evaluator = self._compiled
         self._compiled = resumed.train_step, resumed.evaluator
         resumed.train()
-        resumed.close()
+        resumed.writer.close()  # not the renderer, which the next one needs
+        resumed.logger.close()
 
 
-def kill_often(flags: Flags, directory: Path, rng: random.Random, tally: Tally) -> None:
-    """Start, kill, resume, until it was killed `flags.kills` times; then let it finish."""
-    fresh = [*ARGS, "--total-timesteps", str(64 * flags.updates), "--log-dir", str(directory), "--overwrite"]
+def kill_often(flags: Flags, directory: Path, seconds: float, rng: random.Random, tally: Tally) -> None:
+    """Start, kill, resume, until it was killed `flags.kills` times over the `seconds` it trains; then let it finish."""
     had_best_model = False
-    for _ in range(flags.kills):
-        resumable = checkpoints.latest_checkpoint(directory) is not None
-        process = start_training(*(["--resume", str(directory)] if resumable else fresh))
-        newest = directory / "eval" / "evaluations.csv"
-        written = newest.stat().st_mtime_ns if newest.exists() else 0
-        while process.poll() is None and not (newest.exists() and newest.stat().st_mtime_ns > written):
-            if rng.random() < 0.001:  # now and then while it starts
-                break
-            time.sleep(0.02)
-        wait_for_a_moment(directory, process, rng, longest=1.0)
+    for i in range(flags.kills):
+        resumable, process = start_or_resume(flags, directory)
+        early = rng.random() < EARLY
+        trains = wait_until_it_trains(directory, process, rng.uniform(0, START_SECONDS) if early else math.inf)
+        if trains:
+            wait_for_a_moment(directory, process, rng, longest=2 * seconds / flags.kills)
         process.kill()
         _, errors = process.communicate()
-        tally[{0: "kills that came too late", -9: "real kills"}.get(process.returncode, f"ended by itself: {errors}")] += 1
+        assert process.returncode in (0, -signal.SIGKILL), errors
+        tally["real kills" if process.returncode else "kills that came too late"] += 1
+        tally["of these while it started, imported, compiled"] += not trains
         had_best_model = check(directory, had_best_model and resumable, tally)
-    process = start_training(*(["--resume", str(directory)] if checkpoints.latest_checkpoint(directory) else fresh))
+        if i % 10 == 9:
+            print(f"{i + 1} kills, newest checkpoint {checkpoints.latest_checkpoint(directory)}", flush=True)
+    _, process = start_or_resume(flags, directory)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
 
 
+def training_seconds(directory: Path) -> float:
+    """From the first update to the last."""
+    first, *_, last = (directory / "progress.csv").read_text().splitlines()[1:]
+    return float(last.split(",")[1]) - float(first.split(",")[1])
+
+
+def start_or_resume(flags: Flags, directory: Path) -> tuple[bool, subprocess.Popen[str]]:
+    """What its user would type; whether there was something to resume."""
+    if checkpoints.latest_checkpoint(directory) is None:
+        return False, start_training(*flags.new_run(directory), "--overwrite")
+    return True, start_training("--resume", str(directory))
+
+
 def main(flags: Flags) -> None:
-    rng, tally = random.Random(flags.seed), Tally()
+    rng, frozen, killed = random.Random(flags.seed), Tally(), Tally()
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         jax.config.update("jax_compilation_cache_dir", str(root / "cache"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         whole = root / "whole"
-        copies = freeze_often(flags, whole, root / "copies", rng, tally)
-        print(tally, flush=True)
-        finish = Finisher(whole)
-        for copy in copies[:: max(1, len(copies) // max(1, flags.finish))][: flags.finish]:
-            finish(copy)
-            assert_same_run(copy, whole)
-            tally["of these finished, to the same bits"] += 1
-            shutil.rmtree(copy)
+        copies = freeze_often(flags, whole, root / "copies", rng, frozen)
+        print(f"in one piece: {flags.updates} updates in {training_seconds(whole):.0f} s\n{frozen}", flush=True)
+        if flags.finish and copies:
+            finish = Finisher(whole)
+            for copy in copies[:: max(1, len(copies) // flags.finish)][: flags.finish]:
+                finish(copy)
+                assert_same_run(copy, whole)
+                frozen["of these finished, to the same bits"] += 1
+            print(frozen, flush=True)
         if flags.kills:
-            kill_often(flags, root / "killed", rng, tally)
+            kill_often(flags, root / "killed", training_seconds(whole), rng, killed)
             assert_same_run(root / "killed", whole)
-            tally["runs killed again and again that ended in the same bits"] += 1
-        print(tally)
+            print(f"{killed}\nthe killed run ended in the same bits as the one in one piece")
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ def start_training(*args: str, log: Path | None = None) -> subprocess.Popen[str]
     """A `train.py` of its own, on the CPU; it shares this process's compilation cache, if there is one."""
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     if cache := jax.config.values["jax_compilation_cache_dir"]:
-        environment |= {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.5"}
+        shortest = str(jax.config.values["jax_persistent_cache_min_compile_time_secs"])
+        environment |= {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": shortest}
     command = [sys.executable, str(ROOT / "train.py"), *args]
     with (log or Path(os.devnull)).open("a") as out:
         return subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.PIPE, text=True)
