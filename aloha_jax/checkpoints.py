@@ -290,7 +290,7 @@ def _score(metrics: Any) -> float:
 
 
 class _Writable:
-    """Turns what Orbax and TensorStore raise on a full disk into the OSError that Python would raise."""
+    """Turns what Orbax and TensorStore raise where nothing can be written into the OSError that Python would raise."""
 
     def __init__(self, path: Path):
         self._path = path
@@ -299,8 +299,9 @@ class _Writable:
         pass
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: Any) -> None:
-        if isinstance(error, Exception) and os.strerror(errno.ENOSPC) in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path)) from error
+        for number in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            if isinstance(error, Exception) and os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number), str(self._path)) from error
 
 
 class _Readable:

@@ -144,18 +144,40 @@ def summarize(rollouts: list[Rollout], simulator: str) -> Report:
 # --- In our engines ----------------------------------------------------------------------------------------------------------
 
 
+class Abandoned(Exception):
+    """An evaluation was given up because somebody asked for it."""
+
+
 class EngineEvaluator:
     """Runs a fixed set of seeds as one batch, again and again with new parameters; compiled once."""
+
+    LONGEST_CHUNK = 8  # steps between two looks at whether to go on; in a few of them a process must be able to end
 
     def __init__(self, config: Config, seeds: list[int], env: Env | None = None):
         self._seeds = seeds
         self.env = env or make_from_config(config, len(seeds), autoreset=False)
         self._starts = np.stack([self.env.task.start_from_seed(seed) for seed in seeds]).astype(np.float32)
-        self._run = jax.jit(functools.partial(_engine_episodes, config, self.env))
+        self._chunk = max(n for n in range(1, self.LONGEST_CHUNK + 1) if self.env.episode_length % n == 0)
+        self._reset = jax.jit(self.env.reset_from)
+        self._run = jax.jit(functools.partial(_engine_steps, config, self.env, self._chunk))
 
-    def __call__(self, policy: Policy, key: jax.Array | None = None) -> tuple[list[Rollout], np.ndarray]:
-        """The episodes, and each one's sum of the environment's own (training) rewards, float[N]."""
-        levels, qpos, targets, rewards, done = jax.device_get(self._run(policy.params, policy.stats, self._starts, key))
+    def __call__(
+        self, policy: Policy, key: jax.Array | None = None, interrupted: Callable[[], bool] = lambda: False
+    ) -> tuple[list[Rollout], np.ndarray]:
+        """The episodes, and each one's sum of the environment's own (training) rewards, float[N].
+
+        Raises:
+            Abandoned: `interrupted` said so, which is asked every few steps.
+        """
+        state, chunks = self._reset(self._starts), []
+        keys = None if key is None else jax.random.split(key, self.env.episode_length)
+        for start in range(0, self.env.episode_length, self._chunk):
+            if interrupted():
+                raise Abandoned
+            chunk_keys = None if keys is None else keys[start : start + self._chunk]
+            state, chunk = self._run(policy.params, policy.stats, state, chunk_keys)
+            chunks.append(jax.device_get(chunk))  # waits for it, lest all of them be under way at once
+        levels, qpos, targets, rewards, done = map(np.concatenate, zip(*chunks, strict=True))
         ends = np.where(done.any(axis=0), done.argmax(axis=0) + 1, len(done))
         rollouts = [
             Rollout(seed, levels[:end, i], qpos[:end, i], targets[:end, i])
@@ -164,15 +186,14 @@ class EngineEvaluator:
         return rollouts, np.array([rewards[:end, i].sum() for i, end in enumerate(ends)])
 
 
-def _engine_episodes(config: Config, env: Env, params: Any, stats: Any, starts: jax.Array, key: jax.Array | None) -> Any:
-    """Levels [T, N], positions [T, N, 30], targets [T, N, 14], rewards and ends [T, N] of one episode per world."""
+def _engine_steps(config: Config, env: Env, length: int, params: Any, stats: Any, state: EnvState, keys: jax.Array | None) -> Any:
+    """The next state, and levels [T, N], positions [T, N, 30], targets [T, N, 14], rewards and ends [T, N] of `length` steps."""
 
     def step(state: EnvState, key: jax.Array | None) -> Any:
         state = env.step(state, act(config, params, stats, state.obs, key))
         return state, (state.level, state.final_qpos, state.target, state.reward, state.done)
 
-    keys = None if key is None else jax.random.split(key, env.episode_length)
-    return jax.lax.scan(step, env.reset_from(starts), keys, length=env.episode_length)[1]
+    return jax.lax.scan(step, state, keys, length=length)
 
 
 # --- In gym_aloha ------------------------------------------------------------------------------------------------------------

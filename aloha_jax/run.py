@@ -5,6 +5,7 @@ import dataclasses
 import shlex
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -153,10 +154,14 @@ class Run:
         """Run to `config.total_timesteps`; leaves `final_model`, the last checkpoint and the learning curve.
 
         Raises:
-            Interrupted: `stop` was asked for; everything is saved.
+            Interrupted: `stop` was asked for; everything is saved. An evaluation under way is given up, and made when resumed.
             Diverged: gradients were not finite in `MAX_BROKEN_UPDATES` updates in a row; they left no trace in the parameters.
         """
         config, first = self.config, int(self.state.update)
+
+        def interrupted() -> bool:
+            return stop is not None and stop.signum is not None
+
         self._print_start()
         if self._evaluation_is_due(first) and self.logger.last_evaluation < self.env_steps:
             self._evaluate(self.env_steps)  # at the start, or due when a signal ended the run
@@ -165,16 +170,16 @@ class Run:
             if update == first + 1:
                 jax.block_until_ready(self.state)
                 self.logger.console.print(f"first training step done {startup.seconds_since_start():.0f} s after the start")
-            last = update == config.num_updates
             if stop is not None:
                 stop.nothing_to_save = False
-                if stop.signum is not None:
-                    self._save()
-                    raise Interrupted(stop.signum, stop.farewell)
             if self._evaluation_is_due(update):
-                self._evaluate(update * config.rollout_size)
-            if last or self._crossed(config.checkpoint_freq, update):
+                with contextlib.suppress(evaluation.Abandoned):
+                    self._evaluate(update * config.rollout_size, interrupted)
+            signum = None if stop is None else stop.signum  # once, for it may come at any time
+            if signum or update == config.num_updates or self._crossed(config.checkpoint_freq, update):
                 self._save()
+            if stop is not None and signum is not None:
+                raise Interrupted(signum, stop.farewell)
         self._read_metrics()
         checkpoints.save_model(self.directory / "final_model", self.policy)
         plots.learning_curve(self.directory)
@@ -233,10 +238,10 @@ class Run:
             f"lower --learning-rate or --max-grad-norm; `train.py --resume {directory}` replays it; the checkpoints are intact"
         )
 
-    def _evaluate(self, env_steps: int) -> None:
+    def _evaluate(self, env_steps: int, interrupted: Callable[[], bool] = lambda: False) -> None:
         self._read_metrics()
         policy = self.policy
-        rollouts, train_rewards = self.evaluator(policy)
+        rollouts, train_rewards = self.evaluator(policy, interrupted=interrupted)
         report = evaluation.summarize(rollouts, "mjx" if self.config.engine == "mjx" else "c")
         self.logger.log_evaluation(env_steps, report, float(train_rewards.mean()))
         # Success first, then the mean level, then the training reward, each too small to outweigh the one before.

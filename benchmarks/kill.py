@@ -42,7 +42,7 @@ ARGS = (
     *("--checkpoint-freq", "320", "--eval-freq", "1600", "--keep-period", "3200"),
 )
 UNDER_WAY = ("checkpoints/*.orbax-checkpoint-tmp*", "checkpoints/.deleted/*", ".best_model.new", ".final_model.new", ".*.part")
-EARLY, START_SECONDS = 0.25, 15.0  # share of the kills that come at any moment of so many seconds from the start
+EARLY, START_SECONDS = 0.5, 15.0  # share of the kills that come at any moment of so many seconds from the start
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -173,7 +173,7 @@ def kill_often(flags: Flags, directory: Path, seconds: float, rng: random.Random
         tally["of these while it started, imported, compiled"] += not trains
         had_best_model = check(directory, had_best_model and resumable, tally)
         if i % 10 == 9:
-            print(f"{i + 1} kills, newest checkpoint {checkpoints.latest_checkpoint(directory)}", flush=True)
+            print(f"so far, newest checkpoint {checkpoints.latest_checkpoint(directory)}:\n{tally}", flush=True)
     _, process = start_or_resume(flags, directory)
     _, errors = process.communicate()
     assert process.returncode == 0, errors

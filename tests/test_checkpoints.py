@@ -134,14 +134,15 @@ def test_a_newer_model_takes_the_place_of_an_older(model: Path) -> None:
     assert [path.name for path in model.parent.iterdir()] == ["model"]
 
 
-def test_a_failed_save_leaves_the_older_model(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_failed_save_leaves_the_older_model(model: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     def full(*args: Any, **kwargs: Any) -> None:
-        raise ValueError("RESOURCE_EXHAUSTED: Error writing file [OS error 28: ENOSPC No space left on device]")
+        raise ValueError(f"ABSENT: Error writing file [OS error {number}: {errno.errorcode[number]} {os.strerror(number)}]")
 
     monkeypatch.setattr("orbax.checkpoint.StandardCheckpointer.save", full)
-    with pytest.raises(OSError, match="No space left on device") as error:
+    with pytest.raises(OSError, match=os.strerror(number)) as error:
         save_model(model, fresh_policy(dataclasses.replace(SMALL, hidden_sizes=(8, 8))))
-    assert error.value.errno == errno.ENOSPC
+    assert error.value.errno == number
     assert error.value.filename == str(model)
     assert load_policy(model).config == SMALL
     assert [path.name for path in model.parent.iterdir()] == ["model"]

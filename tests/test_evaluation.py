@@ -122,6 +122,21 @@ def test_the_same_seed_gives_the_same_episode_alone_or_among_others(policy: Poli
     assert np.abs(several[0].qpos - several[1].qpos).max() > 1e-2
 
 
+def test_an_evaluation_can_be_abandoned_after_a_few_steps(policy: Policy) -> None:
+    evaluator, asked = evaluation.EngineEvaluator(SMALL, [5]), 0
+
+    def interrupted() -> bool:
+        nonlocal asked
+        asked += 1
+        return asked == 2
+
+    with pytest.raises(evaluation.Abandoned):
+        evaluator(policy, interrupted=interrupted)
+    assert asked == 2  # not once more after it was told
+    [rollout], _ = evaluator(policy)
+    assert len(rollout.levels) == SMALL.episode_length
+
+
 def test_sampled_actions_follow_the_seed(policy: Policy, several: list[Rollout]) -> None:
     sample, again = (rollouts_of(policy, "c", 3, seed=5, stochastic=True) for _ in range(2))
     for a, b, mean in zip(sample, again, several, strict=True):

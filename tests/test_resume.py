@@ -1,13 +1,16 @@
 """A run that is killed and resumed is the run that was not: every array, every row of its records."""
 
+import contextlib
 import signal
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 import train
-from aloha_jax import checkpoints
+from aloha_jax import checkpoints, cli, run
+from aloha_jax.signals import Interrupted, StopRequest
 from tests.crash import assert_same_run, complete_checkpoints, require_whole, rows, start_training
 from tests.small_run import FLAGS, PIXELS, STATE, small_run
 
@@ -48,6 +51,26 @@ def test_sigterm_saves_once_and_the_run_ends_as_if_nothing_had_been(
     assert not (run / "final_model").exists()
     train.main(["--resume", str(run)])
     assert_same_run(run, small_run(tmp_path_factory, flags).directory)
+
+
+def test_a_signal_does_not_wait_for_an_evaluation(tmp_path: Path) -> None:
+    """Nor does it cost one: that is made up for on resume, as above."""
+    directory, stop, evaluations = tmp_path / "run", StopRequest("to be continued"), 0
+    config, _ = cli.parse_config([*FLAGS, *STATE, "--log-dir", str(directory)])
+    training = run.Run(config, run.prepare_directory(config), quiet=True)
+    evaluate = training.evaluator
+
+    def with_a_signal(*args: Any, **options: Any) -> Any:
+        nonlocal evaluations
+        evaluations += 1
+        stop.signum = signal.SIGTERM if evaluations == 2 else None  # as after 64 steps it begins
+        return evaluate(*args, **options)
+
+    training.evaluator = cast(Any, with_a_signal)
+    with contextlib.closing(training), pytest.raises(Interrupted):
+        training.train(stop)
+    assert [row["env_steps"] for row in rows(directory / "eval" / "evaluations.csv")] == ["0"]
+    assert [path.name for path in complete_checkpoints(directory)] == ["64"]
 
 
 @pytest.mark.slow

@@ -103,22 +103,22 @@ def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
 
 
 @pytest.mark.parametrize(
-    ("flags", "names"),
+    ("flags", "says"),
     [
-        (("--obs", "pixels"), "--obs"),
-        (("--learning-rate", "0.1"), "--learning-rate"),
-        (("--no-normalize-obs",), "--normalize-obs"),
-        (("--log-dir", "elsewhere"), "--log-dir"),
-        (("--overwrite",), "--overwrite"),
-        (("--preset", "guide"), "--preset"),
-        (("--total-timesteps", "64"), "--total-timesteps"),
+        (("--obs", "pixels"), "--obs pixels contradicts the run, which has state"),
+        (("--learning-rate", "0.1"), "--learning-rate 0.1 contradicts the run, which has 0.0003"),
+        (("--no-normalize-obs",), "--normalize-obs False contradicts the run, which has True"),
+        (("--log-dir", "elsewhere"), "--log-dir elsewhere contradicts the run, which has /"),
+        (("--overwrite",), "--overwrite True contradicts the run, which has False"),
+        (("--preset", "guide"), "--preset guide contradicts the run, which has smoke"),
+        (("--total-timesteps", "64"), "--total-timesteps 64 is less than the run's own 192"),
     ],
 )
 def test_a_flag_that_contradicts_the_resumed_run_is_refused(
-    state_run: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], names: str
+    state_run: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], says: str
 ) -> None:
     before = snapshot(state_run)
-    assert names in refused(capsys, "--resume", str(state_run), *flags)
+    assert says in refused(capsys, "--resume", str(state_run), *flags)
     assert snapshot(state_run) == before
 
 
