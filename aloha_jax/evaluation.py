@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from aloha_jax import quality
+from aloha_jax import history, quality
 from aloha_jax.actions import delta_target, target_limits
 from aloha_jax.conditions import NOMINAL, Condition
 from aloha_jax.config import Config
@@ -189,12 +189,16 @@ class Controller:
         low, high = target_limits(self._exact)
         self._delta_target = jax.jit(lambda target, pos, action: delta_target(target, pos, action, low, high))
         self._features = jax.jit(self._privileged)
+        self._remember = jax.jit(
+            lambda memory, pos: history.start(pos, config.history) if memory is None else history.push(memory, pos)
+        )
 
     def reset(self, qpos: np.ndarray, qvel: np.ndarray) -> None:
         physics = self._exact.reset(jnp.asarray(qpos[None], jnp.float32), jnp.asarray(qvel[None], jnp.float32))
         self._target = self._task.agent_pos(physics)
         self._progress = self._task.start_progress(physics)
         self._clock = 0
+        self._memory: jax.Array | None = None
 
     @property
     def hold(self) -> np.ndarray:
@@ -213,6 +217,9 @@ class Controller:
             obs = pixels[None] if config.obs == "pixels" else {"pixels": pixels[None], "agent_pos": agent_pos}
             if config.obs == "pixels_agent_pos" and config.observe_target:
                 obs["target"] = self._target
+            if config.obs == "pixels_agent_pos" and config.history:
+                self._memory = self._remember(self._memory, agent_pos)
+                obs["history"] = history.recall(self._memory, config.history)
         action = self._policy.act(obs, key)
         self._target = self._delta_target(self._target, agent_pos, action) if config.action == "delta" else action
         self._clock += 1

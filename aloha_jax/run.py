@@ -137,6 +137,8 @@ class Run:
         records = self._restore() if resume else {}
         if not resume and (initial := checkpoints.load_initial(config)) is not None:
             self.state = self.state._replace(params=initial.params, stats=initial.stats)
+        # Restored arrays are committed to a device, fresh ones are not: a mixture would compile `train_step` twice.
+        self.state = jax.device_put(self.state, jax.devices()[0])
         self.logger = MetricsLogger(directory, config.total_timesteps, self.env_steps, quiet, records)
 
     @property
