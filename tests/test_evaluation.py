@@ -219,6 +219,36 @@ def test_delta_actions_and_observations_mean_the_same_in_gym_aloha_and_in_our_en
     assert max(levels) >= 2
 
 
+class Onlooker:
+    """Does nothing and remembers everything it saw."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.seen: list[dict[str, np.ndarray]] = []
+
+    def act(self, obs: Any, key: Any = None) -> jax.Array:
+        self.seen.append({name: np.asarray(x[0]) for name, x in obs.items()})
+        return jnp.zeros((1, 14))
+
+
+def test_in_gym_aloha_a_policy_looks_back_as_far_as_in_our_environment() -> None:
+    config = dataclasses.replace(PRESETS["smoke"], obs="pixels_agent_pos", observe_target=True, history=(1, 3))
+    onlooker = Onlooker(config)
+    controller = evaluation.Controller(cast(Policy, onlooker))
+    start, rest = Insertion.start_from_seed(0), np.zeros(28)
+    positions = np.random.default_rng(0).normal(size=(2, 5, 14)).astype(np.float32)
+    for episode in positions:
+        controller.reset(start, rest)
+        for agent_pos in episode:
+            frame = np.zeros((480, 640, 3), np.uint8)
+            controller({"pixels": {"top": frame}, "agent_pos": agent_pos}, start, rest, None)
+    for i, seen in enumerate(onlooker.seen):
+        episode, t = positions[i // 5], i % 5
+        past = [episode[max(t - lag, 0)].reshape(2, 1, 7) for lag in (1, 3)]
+        np.testing.assert_array_equal(seen["history"], np.concatenate(past, axis=1).ravel())
+        np.testing.assert_array_equal(seen["agent_pos"], episode[t])
+
+
 # --- eval.py
 
 
