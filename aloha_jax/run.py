@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from aloha_jax import checkpoints, evaluation, plots, startup, training
+from aloha_jax import checkpoints, evaluation, judge, plots, startup, training
 from aloha_jax.atomic import replacing
 from aloha_jax.checkpoints import CheckpointError, CheckpointWriter
 from aloha_jax.config import Config, ConfigError
@@ -310,7 +310,7 @@ def final_evaluation(config: Config, directory: Path, logger: MetricsLogger) -> 
     video = directory / "eval" / "videos" / "best_model.mp4" if config.final_video else None
     with logger.console.status(f"judging best_model in gym_aloha, {config.final_eval_episodes} episodes") as status:
 
-        def show(rollout: evaluation.Rollout) -> None:
+        def show(rollout: judge.Rollout) -> None:
             status.update(f"judging best_model in gym_aloha: seed {rollout.seed} reached level {rollout.levels.max()}")
 
         report = evaluation.evaluate(policy, "gym_aloha", config.final_eval_episodes, FINAL_SEED, video=video, on_episode=show)
@@ -324,7 +324,7 @@ def execute(config: Config, resume: bool = False) -> Path:
         check_directory(config)
     require_memory(config)
     if config.final_eval_episodes:
-        evaluation.require_judge()
+        judge.require_judge()
     # What is missing shows before anything is deleted or written.
     checkpoints.load_teacher(config)
     checkpoints.load_initial(config)

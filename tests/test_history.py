@@ -53,6 +53,7 @@ def test_the_environment_remembers_joint_positions_and_forgets_them_with_the_epi
             expected = np.repeat(np.asarray(state.obs["agent_pos"]).reshape(2, 2, 1, 7), len(LAGS), axis=2)
             np.testing.assert_array_equal(fresh, expected)
         seen.append(np.asarray(state.obs["agent_pos"]))
+    assert env.renderer is not None
     env.renderer.close()
 
 
