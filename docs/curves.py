@@ -76,9 +76,9 @@ def read(run: Path) -> Curve:
     evaluations, progress = plots.columns(run / "eval" / "evaluations.csv"), plots.columns(run / "progress.csv")
     columns = {name: np.array(values) for name, values in (evaluations or progress).items()}
     names = {"success": "success_rate", "level 3": "level_3"} if evaluations else {"success": "rollout/success_rate"}
-    if not columns:
+    known = ~np.isnan(columns.get(names["success"], np.zeros(0)))  # no training episode may have ended yet
+    if not known.any():
         raise SystemExit(f"error: {run} has neither eval/evaluations.csv nor progress.csv, or nothing in them yet")
-    known = ~np.isnan(columns[names["success"]])  # no training episode may have ended yet
     shares = {title: columns[name][known] for title, name in names.items()}
     return Curve(columns["env_steps"][known], columns["seconds"][known] / 60, shares, not evaluations)
 

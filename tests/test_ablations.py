@@ -66,7 +66,9 @@ def test_an_ablation_changes_what_it_says_and_nothing_else(name: str) -> None:
 
 def test_the_guide_on_the_state_is_the_guide() -> None:
     config = configuration(Flags(), "state-guide")
-    assert changes(config, PRESETS["guide"]) == {"obs": "state", "physics": "fast", "normalize_obs": True}
+    worlds = {"n_envs": 64, "n_steps": 128}
+    assert changes(config, PRESETS["guide"]) == {"obs": "state", "physics": "fast", "normalize_obs": True} | worlds
+    assert config.rollout_size == PRESETS["guide"].rollout_size
     assert (config.action, config.reward, config.network, config.start_states) == ("absolute", "shaped", "joint", "task")
     assert (config.activation, config.hidden_sizes, config.batch_size, config.n_epochs) == ("tanh", (256, 256), 64, 10)
     assert (config.learning_rate, config.lr_schedule, config.ent_coef, config.gamma) == (3e-4, "constant", 0.01, 0.99)

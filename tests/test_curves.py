@@ -86,8 +86,12 @@ def test_it_draws_a_picture(runs: Path) -> None:
 
 def test_what_cannot_be_drawn_is_said_in_a_line(runs: Path) -> None:
     (runs / "empty").mkdir()
+    write(runs / "young" / "progress.csv", "env_steps seconds rollout/success_rate", (8192, 30, ""))
     for word in (str(runs / "a" / "0"), f"a={runs}/nowhere"):
         with pytest.raises(SystemExit, match="must be LABEL=DIRECTORY of a run that is there"):
             curves.lines_of((word,))
-    with pytest.raises(SystemExit, match=r"empty has neither eval/evaluations\.csv nor progress\.csv"):
-        curves.lines_of((f"a={runs}/empty",))
+    for name in ("empty", "young"):
+        with pytest.raises(
+            SystemExit, match=rf"{name} has neither eval/evaluations\.csv nor progress\.csv, or nothing in them yet"
+        ):
+            curves.lines_of((f"a={runs}/{name}",))
