@@ -203,7 +203,15 @@ class Config:
             _require(0 < getattr(self, name) < float("inf"), name, "must be positive and finite", getattr(self, name))
         for name in ("gamma", "gae_lambda"):
             _require(0 <= getattr(self, name) <= 1, name, "must lie in 0..1", getattr(self, name))
-        for name in ("ent_coef", "vf_coef", "ppo_coef", "distill_coef", "action_cost", "action_change_cost", "final_eval_episodes"):
+        for name in (
+            "ent_coef",
+            "vf_coef",
+            "ppo_coef",
+            "distill_coef",
+            "action_cost",
+            "action_change_cost",
+            "final_eval_episodes",
+        ):
             _require(0 <= getattr(self, name) < float("inf"), name, "must not be negative", getattr(self, name))
         for field in dataclasses.fields(self):  # JAX counts in 32 bits
             value = getattr(self, field.name)
