@@ -59,9 +59,11 @@ def main(flags: Flags) -> None:
     print(
         f"success {report.success_rate:.1%} {report.success_interval}, clean {report.clean_rate:.1%}, jerk {report.mean_jerk:.0f}"
     )
-    progress = Path(flags.model_path).parent / "progress.csv"
-    if progress.exists():
-        shutil.copy(progress, flags.to / "progress.csv")
+    for record in ("progress.csv", "eval/evaluations.csv"):
+        source, copy = Path(flags.model_path).parent / record, flags.to / record
+        if source.exists():
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copy(source, copy)
 
 
 if __name__ == "__main__":
