@@ -4,7 +4,7 @@ import dataclasses
 import os
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from aloha_jax import startup
 
@@ -36,6 +36,8 @@ class Flags:
     """Sample actions instead of taking their mean."""
     json: str | None = None
     """Write the report to this file."""
+    num_workers: int = 1
+    """Processes that run gym_aloha side by side."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """Where the policy runs."""
 
@@ -46,6 +48,8 @@ def main(args: list[str]) -> None:
     cli.choose_device(flags.device)
     if flags.n_episodes < 1:
         raise ConfigError(f"--n-episodes must be at least 1, got {flags.n_episodes}")
+    if flags.num_workers < 1:
+        raise ConfigError(f"--num-workers must be at least 1, got {flags.num_workers}")
     if not 0 <= flags.seed < 2**32 - flags.n_episodes:
         raise ConfigError(f"--seed must lie in 0..{2**32 - flags.n_episodes - 1}, got {flags.seed}")
     for flag, file in (("--json", flags.json), ("--video-path", flags.video_path)):
@@ -55,7 +59,8 @@ def main(args: list[str]) -> None:
     video = video_path(flags) if flags.save_video or flags.video_path else None
     if video is not None:
         video.parent.mkdir(parents=True, exist_ok=True)
-    report = evaluation.evaluate(policy, flags.sim, flags.n_episodes, flags.seed, stochastic=flags.stochastic, video=video)
+    options: dict[str, Any] = {"stochastic": flags.stochastic, "video": video, "num_workers": flags.num_workers}
+    report = evaluation.evaluate(policy, flags.sim, flags.n_episodes, flags.seed, **options)
     if flags.json is not None:
         report.write(Path(flags.json))
     print_report(report, {"video": video} if video else {})

@@ -17,6 +17,9 @@ NATURE_CNN = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 WORK_AREA = (196, 180, 168, 280)
 
 
+MAX_LAG = 300  # control steps that --history may look back; gym_aloha's episodes have as many
+
+
 class ConfigError(ValueError):
     """A setting is wrong; the message says which, and what to do."""
 
@@ -50,6 +53,8 @@ class Config:
     """What the policy sees: the top camera, the camera and 14 joint positions, or the simulator's state."""
     observe_target: bool = False
     """With pixels_agent_pos, the policy also sees the 14 joint targets that it commanded last."""
+    history: tuple[int, ...] = ()
+    """With pixels_agent_pos, the policy also sees its joint positions of so many control steps ago (4 8 16, say)."""
     image_height: int = 48
     """Height of the policy's picture, 1..480."""
     image_width: int = 80
@@ -203,7 +208,15 @@ class Config:
             _require(0 < getattr(self, name) < float("inf"), name, "must be positive and finite", getattr(self, name))
         for name in ("gamma", "gae_lambda"):
             _require(0 <= getattr(self, name) <= 1, name, "must lie in 0..1", getattr(self, name))
-        for name in ("ent_coef", "vf_coef", "ppo_coef", "distill_coef", "action_cost", "action_change_cost", "final_eval_episodes"):
+        for name in (
+            "ent_coef",
+            "vf_coef",
+            "ppo_coef",
+            "distill_coef",
+            "action_cost",
+            "action_change_cost",
+            "final_eval_episodes",
+        ):
             _require(0 <= getattr(self, name) < float("inf"), name, "must not be negative", getattr(self, name))
         for field in dataclasses.fields(self):  # JAX counts in 32 bits
             value = getattr(self, field.name)
@@ -216,6 +229,8 @@ class Config:
         _require(0 <= self.seed < 2**32, "seed", "must lie in 0..2^32 - 1", self.seed)
         _require(0 <= self.start_share <= 1, "start_share", "must lie in 0..1", self.start_share)
         _require(abs(self.log_std_init) < float("inf"), "log_std_init", "must be finite", self.log_std_init)
+        recent = all(1 <= lag <= MAX_LAG for lag in self.history)
+        _require(recent, "history", f"must consist of numbers of steps in 1..{MAX_LAG}", self.history)
         grip = self.grip_tolerance
         _require(grip is None or 0 < grip < float("inf"), "grip_tolerance", "must be positive and finite", grip)
         final = self.log_std_final

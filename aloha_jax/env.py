@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
+from aloha_jax import history
 from aloha_jax.actions import delta_target, target_limits
 from aloha_jax.archive import RECORD_PROBABILITY, Archive, draw, empty_archive, expert_archive, record
 from aloha_jax.config import Config
@@ -50,12 +51,14 @@ class Env:
         start_share: float = 0.5,
         seed: int = 0,
         observe_target: bool = False,
+        history: tuple[int, ...] = (),
         shaping: Shaping | None = None,
     ):
         self.engine, self.renderer, self.num_envs = engine, renderer, num_envs
         self.task = make_task(task_name, engine.scene, shaping)
         self.obs, self.action, self.reward = obs, action, reward
-        self.autoreset, self.episode_length, self.observe_target = autoreset, episode_length, observe_target
+        self.autoreset, self.episode_length = autoreset, episode_length
+        self.observe_target, self.lags = observe_target, history if obs == "pixels_agent_pos" else ()
         self.target_low, self.target_high = target_limits(engine)
         self.start_share, self.records = start_share, start_states == "archive"
         self.initial_archive: Archive | None = None
@@ -111,6 +114,7 @@ class Env:
             terminated=terminated,
             truncated=truncated,
             invalid=invalid,
+            history=history.push(state.history, self.task.agent_pos(physics)),
             episode=self._episode(state, reward, level),
             task_start=state.next_task_start,
         )
@@ -129,7 +133,8 @@ class Env:
         clock = jnp.zeros(num_worlds, jnp.int32)
         target = self.task.agent_pos(physics)
         privileged = self._privileged(physics, target, progress)
-        now = Moment(physics, target, privileged)
+        memory = history.start(target, self.lags)
+        now = Moment(physics, target, privileged, memory)
         obs, _ = self._observe(now, now, jnp.zeros(num_worlds, bool))
         return EnvState(
             physics=physics,
@@ -151,6 +156,7 @@ class Env:
             episode=Episode(jnp.zeros(num_worlds), jnp.zeros(num_worlds, jnp.int32), jnp.zeros(num_worlds, jnp.int32)),
             task_start=jnp.ones(num_worlds, bool),
             next_task_start=jnp.ones(num_worlds, bool),
+            history=memory,
             archive=self.initial_archive,
         )
 
@@ -158,7 +164,7 @@ class Env:
         """Fill in the final observation, start new episodes where one has ended, and observe those."""
         final = state.physics
         final_privileged = self._privileged(final, state.target, state.progress)
-        before = Moment(final, state.target, final_privileged)
+        before = Moment(final, state.target, final_privileged, state.history)
         if not self.autoreset:
             obs, _ = self._observe(before, before, jnp.zeros_like(state.done))
             return state._replace(
@@ -169,11 +175,12 @@ class Env:
         start = jax.vmap(self._sample_start, in_axes=(None, 0))(state.archive, start_keys)
         physics = self.engine.reset_where(done, final, start.qpos, start.qvel)
         start_target = jnp.where(start.of_task[:, None], self.task.agent_pos(physics), start.target)
-        fresh = (start_target, self.task.start_progress(physics), jnp.zeros_like(state.clock), start.of_task)
-        old = (state.target, state.progress, state.clock, state.next_task_start)
-        target, progress, clock, next_task_start = _choose(done, fresh, old)
+        memory = history.start(self.task.agent_pos(physics), self.lags)
+        fresh = (start_target, self.task.start_progress(physics), jnp.zeros_like(state.clock), start.of_task, memory)
+        old = (state.target, state.progress, state.clock, state.next_task_start, state.history)
+        target, progress, clock, next_task_start, memory = _choose(done, fresh, old)
         privileged = self._privileged(physics, target, progress)
-        obs, final_obs = self._observe(Moment(physics, target, privileged), before, done)
+        obs, final_obs = self._observe(Moment(physics, target, privileged, memory), before, done)
         return state._replace(
             physics=physics,
             target=target,
@@ -186,6 +193,7 @@ class Env:
             final_privileged=final_privileged,
             final_qpos=final.qpos,
             next_task_start=next_task_start,
+            history=memory,
         )
 
     def _sample_start(self, archive: Archive | None, key: jax.Array) -> Start:
@@ -241,7 +249,11 @@ class Env:
         views = []
         for frames, scene in ((pixels, now), (final_pixels, final)):
             view = {"pixels": frames, "agent_pos": self.task.agent_pos(scene.physics)}
-            views.append({**view, "target": scene.target} if self.observe_target else view)
+            if self.observe_target:
+                view["target"] = scene.target
+            if scene.history is not None:
+                view["history"] = history.recall(scene.history, self.lags)
+            views.append(view)
         return views[0], views[1]
 
 
@@ -272,6 +284,7 @@ def make(
     start_share: float = 0.5,
     seed: int = 0,
     observe_target: bool = False,
+    history: tuple[int, ...] = (),
     shaping: Shaping | None = None,
 ) -> Env:
     """Build a batched environment.
@@ -297,6 +310,7 @@ def make(
         start_share: see `start_states`.
         seed: of the expert's episodes.
         observe_target: whether `pixels_agent_pos` has the control targets as well.
+        history: control steps that `pixels_agent_pos` looks back: it then has the joint positions of so many steps ago as well.
         shaping: what the dense reward asks beyond an insertion.
 
     Raises:
@@ -336,6 +350,7 @@ def make(
         start_share=start_share,
         seed=seed,
         observe_target=observe_target,
+        history=history,
         shaping=shaping,
     )
 
@@ -362,5 +377,6 @@ def make_from_config(
         start_share=config.start_share,
         seed=config.seed,
         observe_target=config.observe_target,
+        history=config.history,
         shaping=Shaping(config.action_cost, config.action_change_cost, config.grip_tolerance),
     )

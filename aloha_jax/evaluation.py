@@ -4,29 +4,19 @@ import dataclasses
 import functools
 import json
 import math
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, cast
-
-# The judge renders; this must be decided before MuJoCo's GL context is loaded.
-os.environ.setdefault("MUJOCO_GL", "egl")
+from typing import Any, cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from aloha_jax import quality
-from aloha_jax.actions import delta_target, target_limits
-from aloha_jax.conditions import NOMINAL, Condition
 from aloha_jax.config import Config
-from aloha_jax.engines import Physics, make_engine
 from aloha_jax.env import EPISODE_LENGTH, Env, EnvState, make_from_config
+from aloha_jax.judge import Rollout, gym_aloha_episodes, require_judge
 from aloha_jax.pixels import frame_to_observation, make_renderer
-from aloha_jax.pixels.egl import gl_renderer_string
 from aloha_jax.policy import Policy, act
-from aloha_jax.tasks import make_task
-from aloha_jax.tasks.insertion import Progress
 from aloha_jax.video import compose, write_mp4
 
 SIMULATORS = ("gym_aloha", "c", "mjx")
@@ -34,24 +24,6 @@ NUM_LEVELS = 4
 
 
 # --- Reports -----------------------------------------------------------------------------------------------------------------
-
-
-class Rollout(NamedTuple):
-    """One episode.
-
-    Attributes:
-        seed: its start pose is that of `env.reset(seed=seed)` in gym_aloha.
-        levels: int[length], the official reward of each step.
-        qpos: float[length, 30], joint positions after each step.
-        targets: float[length, 14], the joint targets of each step.
-        frames: uint8[480, 640, 3] per step, if the simulator rendered any; else None.
-    """
-
-    seed: int
-    levels: np.ndarray
-    qpos: np.ndarray
-    targets: np.ndarray
-    frames: list[np.ndarray] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,115 +168,6 @@ def _engine_steps(config: Config, env: Env, length: int, params: Any, stats: Any
     return jax.lax.scan(step, state, keys, length=length)
 
 
-# --- In gym_aloha ------------------------------------------------------------------------------------------------------------
-
-
-class Controller:
-    """Drives gym_aloha with a policy: observations in the policy's form, actions in gym_aloha's."""
-
-    def __init__(self, policy: Policy):
-        self._policy = policy
-        config = policy.config
-        self._exact = make_engine("c", config.task, "exact")
-        self._task = make_task(config.task, self._exact.scene)
-        low, high = target_limits(self._exact)
-        self._delta_target = jax.jit(lambda target, pos, action: delta_target(target, pos, action, low, high))
-        self._features = jax.jit(self._privileged)
-
-    def reset(self, qpos: np.ndarray, qvel: np.ndarray) -> None:
-        physics = self._exact.reset(jnp.asarray(qpos[None], jnp.float32), jnp.asarray(qvel[None], jnp.float32))
-        self._target = self._task.agent_pos(physics)
-        self._progress = self._task.start_progress(physics)
-        self._clock = 0
-
-    @property
-    def hold(self) -> np.ndarray:
-        """The absolute action float32[14] that keeps the last targets."""
-        return np.asarray(self._target[0])
-
-    def __call__(self, observation: dict[str, Any], qpos: np.ndarray, qvel: np.ndarray, key: jax.Array | None) -> np.ndarray:
-        """The absolute action float32[14] for gym_aloha's observation; `qpos` and `qvel` serve policies that see the state."""
-        config = self._policy.config
-        agent_pos = jnp.asarray(observation["agent_pos"], jnp.float32)[None]
-        if config.obs == "state":
-            obs: Any
-            obs, self._progress = self._features(qpos[None], qvel[None], self._target, self._progress, self._clock)
-        else:
-            pixels = frame_to_observation(observation["pixels"]["top"], config.image_height, config.image_width, config.crop)
-            obs = pixels[None] if config.obs == "pixels" else {"pixels": pixels[None], "agent_pos": agent_pos}
-            if config.obs == "pixels_agent_pos" and config.observe_target:
-                obs["target"] = self._target
-        action = self._policy.act(obs, key)
-        self._target = self._delta_target(self._target, agent_pos, action) if config.action == "delta" else action
-        self._clock += 1
-        return self.hold
-
-    def _privileged(self, qpos: Any, qvel: Any, target: jax.Array, progress: Progress, clock: jax.Array) -> Any:
-        physics: Physics = self._exact.reset(jnp.asarray(qpos, jnp.float32), jnp.asarray(qvel, jnp.float32))
-        level = self._task.level(physics)
-        failed, no_action = jnp.zeros(1, bool), jnp.zeros((1, 14))
-        _, after = self._task.dense(physics, progress, level, failed, no_action)
-        progress = jax.tree.map(lambda a, b: jnp.where(clock > 0, a, b), after, progress)
-        return self._task.features(physics, target, progress), progress
-
-
-def require_judge() -> None:
-    """Raises `RendererUnavailable` if gym_aloha cannot run here: it wants OpenGL even if nobody looks."""
-    gl_renderer_string()
-
-
-def gym_aloha_episodes(
-    policy: Policy, seeds: list[int], stochastic: bool = False, keep_frames: int = 0, condition: Condition = NOMINAL
-) -> Iterator[Rollout]:
-    """Episodes in `gym_aloha/AlohaInsertion-v0`, one after the other; frames are kept of the first `keep_frames`."""
-    import gym_aloha  # noqa: F401  (registers the environment)
-    import gymnasium
-
-    env: Any = gymnasium.make("gym_aloha/AlohaInsertion-v0", obs_type="pixels_agent_pos", disable_env_checker=True)
-    physics, data = env.unwrapped._env.physics, env.unwrapped._env.physics.data
-    condition.change_model(physics)
-    controller = Controller(policy)
-    for i, seed in enumerate(seeds):
-        keep = i < keep_frames
-        _render_only_what_is_seen(env, needed=keep or policy.config.has_pixels)
-        observation, _ = env.reset(seed=seed)
-        if condition.yaw or condition.shift:
-            start, ctrl = condition.start(data.qpos.copy(), seed), data.ctrl.copy()
-            with physics.reset_context():  # which first puts everything into the model's default pose
-                data.qpos[:], data.ctrl[:] = start, ctrl
-            observation = env.unwrapped._format_raw_obs(env.unwrapped._env.task.get_observation(physics))
-        controller.reset(data.qpos, data.qvel)
-        late = [controller.hold] * condition.delay
-        levels, qpos, targets, frames = [], [], [], []
-        done, step = False, 0
-        while not done:
-            key = jax.random.fold_in(jax.random.key(seed), step) if stochastic else None
-            if policy.config.has_pixels:
-                observation["pixels"]["top"] = condition.light(observation["pixels"]["top"])
-            late.append(controller(observation, data.qpos.copy(), data.qvel.copy(), key))
-            action = late.pop(0)
-            observation, reward, terminated, truncated, _ = env.step(action)
-            done, step = terminated or truncated, step + 1
-            levels.append(int(reward))
-            qpos.append(data.qpos.copy())
-            targets.append(action)
-            if keep:
-                frames.append(observation["pixels"]["top"])
-        yield Rollout(seed, np.array(levels), np.array(qpos), np.array(targets), frames or None)
-    env.close()
-
-
-def _render_only_what_is_seen(env: Any, needed: bool) -> None:
-    """gym_aloha renders three cameras at every step and hands out one. Skip the others; the one that counts stays as it is."""
-    task = env.unwrapped._env.task
-
-    def get_observation(physics: Any) -> dict[str, Any]:
-        top = physics.render(height=480, width=640, camera_id="top") if needed else np.zeros((1, 1, 3), np.uint8)
-        return {"qpos": task.get_qpos(physics), "images": {"top": top}}
-
-    task.get_observation = get_observation
-
-
 # --- The whole of it -----------------------------------------------------------------------------------------------------------
 
 
@@ -316,6 +179,7 @@ def evaluate(
     *,
     stochastic: bool = False,
     video: Path | None = None,
+    num_workers: int = 1,
     on_episode: Callable[[Rollout], None] = lambda rollout: None,
 ) -> Report:
     """Evaluate a policy; episode i starts from `seed + i`.
@@ -327,6 +191,7 @@ def evaluate(
         seed: of the first one.
         stochastic: sample actions instead of taking their mean.
         video: film the first episode into this mp4.
+        num_workers: processes that run gym_aloha side by side; they change nothing but the time it takes.
         on_episode: called as each episode ends.
     """
     seeds = list(range(seed, seed + n_episodes))
@@ -334,7 +199,7 @@ def evaluate(
     if simulator == "gym_aloha" or video is not None:
         require_judge()
     if simulator == "gym_aloha":
-        for rollout in gym_aloha_episodes(policy, seeds, stochastic, keep_frames=int(video is not None)):
+        for rollout in gym_aloha_episodes(policy, seeds, stochastic, int(video is not None), num_workers=num_workers):
             on_episode(rollout)
             rollouts.append(rollout)
     else:

@@ -87,5 +87,10 @@ class AlohaVectorEnv(VectorEnv):
         pixels = gymnasium.spaces.Box(0, 255, (self._env.renderer.height, self._env.renderer.width, 3), np.uint8)
         if self._env.obs == "pixels":
             return pixels
-        agent_pos = gymnasium.spaces.Box(-np.inf, np.inf, (AGENT_POS_SIZE,), np.float32)
-        return gymnasium.spaces.Dict({"agent_pos": agent_pos, "pixels": pixels})
+        vectors = {"agent_pos": AGENT_POS_SIZE}
+        if self._env.observe_target:
+            vectors["target"] = AGENT_POS_SIZE
+        if self._env.lags:
+            vectors["history"] = len(self._env.lags) * AGENT_POS_SIZE
+        spaces = {name: gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32) for name, size in vectors.items()}
+        return gymnasium.spaces.Dict({"pixels": pixels, **spaces})

@@ -151,7 +151,7 @@ class ActorCritic(nn.Module):
 
     def _features(self, inputs: dict[str, jax.Array]) -> jax.Array:
         parts = [self.encoder(inputs["pixels"])] if "pixels" in inputs else []
-        parts += [inputs[name] for name in ("agent_pos", "target", "state") if name in inputs]
+        parts += [inputs[name] for name in ("agent_pos", "target", "history", "state") if name in inputs]
         return jnp.concatenate(parts, axis=-1)
 
     def _policy(self, features: jax.Array) -> Gaussian:
@@ -188,8 +188,9 @@ class MirroredActorCritic(ActorCritic):
             views = jnp.stack([inputs["pixels"], inputs["pixels"][:, ::-1, ::-1]], axis=1)
             encoded = self.encoder(views.reshape(-1, *views.shape[2:]))
             parts.append(encoded.reshape(*views.shape[:2], -1))
-        for name, size in (("agent_pos", ARM_ACTION_SIZE), ("target", ARM_ACTION_SIZE), ("state", ARM_STATE_SIZE)):
+        for name in ("agent_pos", "target", "history", "state"):
             if name in inputs:
+                size = ARM_STATE_SIZE if name == "state" else inputs[name].shape[-1] // 2
                 parts.append(_own_and_other(inputs[name], size))
         return _with_flag(jnp.concatenate(parts, axis=-1))
 
@@ -265,7 +266,7 @@ class RunningStats(NamedTuple):
 
 
 def as_inputs(obs: jax.Array | dict[str, jax.Array], privileged: jax.Array | None = None) -> dict[str, jax.Array]:
-    """An environment's observation as a dict: `pixels`, `agent_pos`, `target`, `state`, and `privileged` if given."""
+    """An environment's observation as a dict: `pixels`, `agent_pos`, `target`, `history`, `state`, and `privileged` if given."""
     if not isinstance(obs, dict):
         obs = {"pixels" if obs.dtype == jnp.uint8 else "state": obs}
     return obs if privileged is None else {**obs, "privileged": privileged}

@@ -10,7 +10,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 
-def _columns(path: Path) -> dict[str, list[float]]:
+def columns(path: Path) -> dict[str, list[float]]:
     """Columns of a CSV file of numbers; empty fields become NaN."""
     if not path.exists():
         return {}
@@ -21,7 +21,7 @@ def _columns(path: Path) -> dict[str, list[float]]:
 
 def learning_curve(run_dir: Path) -> Path:
     """Draw `learning_curve.png` from `progress.csv` and `eval/evaluations.csv`; returns its path."""
-    progress, evaluations = _columns(run_dir / "progress.csv"), _columns(run_dir / "eval" / "evaluations.csv")
+    progress, evaluations = columns(run_dir / "progress.csv"), columns(run_dir / "eval" / "evaluations.csv")
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
     for axis, title in zip(axes, ("reward per episode", "highest level reached", "share of evaluation episodes"), strict=True):
         axis.set_title(title)

@@ -35,6 +35,8 @@ def example_inputs(config: Config) -> dict[str, jax.Array]:
         inputs["agent_pos"] = jnp.zeros((1, AGENT_POS_SIZE))
     if config.obs == "pixels_agent_pos" and config.observe_target:
         inputs["target"] = jnp.zeros((1, AGENT_POS_SIZE))
+    if config.obs == "pixels_agent_pos" and config.history:
+        inputs["history"] = jnp.zeros((1, len(config.history) * AGENT_POS_SIZE))
     if config.obs == "state":
         inputs["state"] = jnp.zeros((1, STATE_SIZE))
     if config.privileged_critic and config.has_pixels:

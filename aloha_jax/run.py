@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from aloha_jax import checkpoints, evaluation, plots, startup, training
+from aloha_jax import checkpoints, evaluation, judge, plots, startup, training
 from aloha_jax.atomic import replacing
 from aloha_jax.checkpoints import CheckpointError, CheckpointWriter
 from aloha_jax.config import Config, ConfigError
@@ -138,6 +138,8 @@ class Run:
         records = self._restore() if resume else {}
         if not resume and (initial := checkpoints.load_initial(config)) is not None:
             self.state = self.state._replace(params=initial.params, stats=initial.stats)
+        # Restored arrays are committed to a device, fresh ones are not: a mixture would compile `train_step` twice.
+        self.state = jax.device_put(self.state, jax.devices()[0])
         self.logger = MetricsLogger(directory, config.total_timesteps, self.env_steps, quiet, records)
 
     @property
@@ -313,7 +315,7 @@ def final_evaluation(config: Config, directory: Path, logger: MetricsLogger) -> 
     video = directory / "eval" / "videos" / "best_model.mp4" if config.final_video else None
     with logger.console.status(f"judging best_model in gym_aloha, {config.final_eval_episodes} episodes") as status:
 
-        def show(rollout: evaluation.Rollout) -> None:
+        def show(rollout: judge.Rollout) -> None:
             status.update(f"judging best_model in gym_aloha: seed {rollout.seed} reached level {rollout.levels.max()}")
 
         report = evaluation.evaluate(policy, "gym_aloha", config.final_eval_episodes, FINAL_SEED, video=video, on_episode=show)
@@ -327,7 +329,7 @@ def execute(config: Config, resume: bool = False) -> Path:
         check_directory(config)
     require_memory(config)
     if config.final_eval_episodes:
-        evaluation.require_judge()
+        judge.require_judge()
     # What is missing shows before anything is deleted or written.
     checkpoints.load_teacher(config)
     checkpoints.load_initial(config)

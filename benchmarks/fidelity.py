@@ -30,7 +30,7 @@ from skimage.metrics import structural_similarity
 import aloha_jax
 from aloha_jax import expert, scene
 from aloha_jax.env import EnvState
-from aloha_jax.evaluation import Rollout
+from aloha_jax.judge import Rollout
 from aloha_jax.pixels import frame_to_observation, make_renderer
 
 Engine = Literal["c-exact", "c-fast", "mjx-warp", "mjx-warp-exact", "mjx-jax"]

@@ -12,7 +12,7 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 
 import tyro
 
-from aloha_jax import checkpoints, evaluation
+from aloha_jax import checkpoints, evaluation, judge
 from aloha_jax.policy import Policy
 
 SEED = 3_000_000  # evaluations of a run and after it start from other seeds
@@ -30,6 +30,8 @@ class Flags:
     """What to call the teacher, if there was one."""
     n_episodes: int = 500
     """Episodes in gym_aloha."""
+    num_workers: int = 1
+    """Processes that run them side by side."""
 
 
 def main(flags: Flags) -> None:
@@ -44,20 +46,24 @@ def main(flags: Flags) -> None:
         note.write_text("Checkpoint commit was successful\n")
     done = 0
 
-    def count(rollout: evaluation.Rollout) -> None:
+    def count(rollout: judge.Rollout) -> None:
         nonlocal done
         done += 1
         print(f"seed {rollout.seed}: level {rollout.levels.max()}, {done} of {flags.n_episodes}", flush=True)
 
     video = flags.to / "insertion.mp4"
-    report = evaluation.evaluate(policy, "gym_aloha", flags.n_episodes, SEED, video=video, on_episode=count)
+    report = evaluation.evaluate(
+        policy, "gym_aloha", flags.n_episodes, SEED, video=video, num_workers=flags.num_workers, on_episode=count
+    )
     report.write(flags.to / "report.json")
     print(
         f"success {report.success_rate:.1%} {report.success_interval}, clean {report.clean_rate:.1%}, jerk {report.mean_jerk:.0f}"
     )
-    progress = Path(flags.model_path).parent / "progress.csv"
-    if progress.exists():
-        shutil.copy(progress, flags.to / "progress.csv")
+    for record in ("progress.csv", "eval/evaluations.csv"):
+        source, copy = Path(flags.model_path).parent / record, flags.to / record
+        if source.exists():
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copy(source, copy)
 
 
 if __name__ == "__main__":

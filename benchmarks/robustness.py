@@ -13,7 +13,7 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 import numpy as np
 import tyro
 
-from aloha_jax import checkpoints, evaluation
+from aloha_jax import checkpoints, evaluation, judge
 from aloha_jax.conditions import NOMINAL, Condition
 
 CONDITIONS = {
@@ -46,6 +46,8 @@ class Flags:
     """The policy."""
     n_episodes: int = 50
     """Episodes per condition."""
+    num_workers: int = 1
+    """Processes that run them side by side."""
     seed: int = 4_000_000
     """Of the first episode; the same starts under every condition."""
     json: Path | None = None
@@ -58,7 +60,8 @@ def main(flags: Flags) -> None:
     found = {}
     for name, condition in (CONDITIONS | (VISUAL_CONDITIONS if policy.config.has_pixels else {})).items():
         seeds = list(range(flags.seed, flags.seed + flags.n_episodes))
-        report = evaluation.summarize(list(evaluation.gym_aloha_episodes(policy, seeds, condition=condition)), "gym_aloha")
+        episodes = judge.gym_aloha_episodes(policy, seeds, condition=condition, num_workers=flags.num_workers)
+        report = evaluation.summarize(list(episodes), "gym_aloha")
         low, high = report.success_interval
         found[name] = {"success_rate": report.success_rate, "success_interval": [low, high], "clean_rate": report.clean_rate}
         print(f"| {name} | {report.success_rate:.0%} | {low:.0%}..{high:.0%} | {report.clean_rate:.0%} |", flush=True)

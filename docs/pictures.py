@@ -13,7 +13,7 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from aloha_jax import checkpoints, evaluation
+from aloha_jax import checkpoints, evaluation, judge
 from aloha_jax.pixels import frame_to_observation
 from aloha_jax.video import compose
 
@@ -30,7 +30,7 @@ class Flags:
 
 def main(flags: Flags) -> None:
     policy = checkpoints.load_policy(flags.model_path)
-    rollout = next(evaluation.gym_aloha_episodes(policy, [flags.seed], keep_frames=1))
+    rollout = next(judge.gym_aloha_episodes(policy, [flags.seed], keep_frames=1))
     levels, config = rollout.levels, policy.config
     if levels.max() < evaluation.NUM_LEVELS or rollout.frames is None:
         raise SystemExit(f"seed {flags.seed} reached level {levels.max()} only: choose another")

@@ -35,6 +35,7 @@ ORDER = [
     "training",
     "checkpoints",
     "video",
+    "judge",
     "evaluation",
     "metrics",
     "plots",
@@ -47,8 +48,8 @@ ORDER = [
 
 # Library -> the modules that may know it.
 CONFINED = {
-    "dm_control": {"evaluation"},
-    "gymnasium": {"evaluation", "gym"},
+    "dm_control": {"judge"},
+    "gymnasium": {"judge", "gym"},
     "imageio": {"video"},
     "matplotlib": {"plots"},
     "orbax": {"checkpoints"},
@@ -130,7 +131,7 @@ def test_a_broken_law_is_noticed(module: str, code: str) -> None:
         ("env", "from aloha_jax import scene"),
         ("engines", "from aloha_jax.engines import Physics"),
         ("checkpoints", "import orbax.checkpoint as ocp"),
-        ("evaluation", "import gymnasium"),
+        ("judge", "import gymnasium"),
         ("__init__", "from aloha_jax.env import make"),
     ],
 )

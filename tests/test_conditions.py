@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from gym_aloha.constants import START_ARM_POSE
 
-from aloha_jax import evaluation
+from aloha_jax import judge
 from aloha_jax.conditions import NOMINAL, Condition
-from aloha_jax.evaluation import Rollout
+from aloha_jax.judge import Rollout
 from aloha_jax.policy import Policy, init_params, init_stats
 from aloha_jax.presets import PRESETS
 from aloha_jax.tasks.insertion import Insertion
@@ -71,7 +71,7 @@ def test_light(brightness: float, expected: list[int]) -> None:
 def first_steps(condition: Condition) -> Rollout:
     """The whole of an episode by a policy that moves."""
     policy = Policy(STATE, jax.tree.map(lambda x: 3.0 * x, init_params(STATE, jax.random.key(0))), init_stats(STATE))
-    return next(evaluation.gym_aloha_episodes(policy, [5], condition=condition))
+    return next(judge.gym_aloha_episodes(policy, [5], condition=condition))
 
 
 def test_late_actions_and_other_starts_reach_gym_aloha() -> None:

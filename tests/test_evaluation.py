@@ -16,11 +16,12 @@ import pytest
 from gym_aloha.constants import START_ARM_POSE, normalize_puppet_gripper_position
 from gym_aloha.utils import sample_insertion_pose
 
-from aloha_jax import evaluation, expert, scene
+from aloha_jax import evaluation, expert, judge, scene
 from aloha_jax.actions import DELTA_SCALE
 from aloha_jax.config import Config
 from aloha_jax.env import make_from_config
-from aloha_jax.evaluation import Rollout, evaluate, summarize, wilson_interval
+from aloha_jax.evaluation import evaluate, summarize, wilson_interval
+from aloha_jax.judge import Rollout
 from aloha_jax.policy import Policy, init_params, init_stats
 from aloha_jax.presets import PRESETS
 from aloha_jax.tasks.insertion import Insertion
@@ -216,7 +217,7 @@ class Witness(Demonstrator):
 def test_delta_actions_and_observations_mean_the_same_in_gym_aloha_and_in_our_environment() -> None:
     config = dataclasses.replace(STATE_ABSOLUTE, action="delta", physics="exact", reward="sparse")
     witness = Witness(3, config)
-    [judged] = evaluation.gym_aloha_episodes(cast(Policy, witness), [3], stochastic=False)
+    [judged] = judge.gym_aloha_episodes(cast(Policy, witness), [3], stochastic=False)
 
     env = make_from_config(config, 1, autoreset=False)
     state, step = env.reset_from(env.task.start_from_seed(3)[None]), jax.jit(env.step)
@@ -232,6 +233,46 @@ def test_delta_actions_and_observations_mean_the_same_in_gym_aloha_and_in_our_en
     assert np.abs(judged.qpos[79] - judged.qpos[0]).max() > 0.3
     np.testing.assert_array_equal(levels, judged.levels)
     assert max(levels) >= 2
+
+
+class Onlooker:
+    """Does nothing and remembers everything it saw."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.seen: list[dict[str, np.ndarray]] = []
+
+    def act(self, obs: Any, key: Any = None) -> jax.Array:
+        self.seen.append({name: np.asarray(x[0]) for name, x in obs.items()})
+        return jnp.zeros((1, 14))
+
+
+def test_in_gym_aloha_a_policy_looks_back_as_far_as_in_our_environment() -> None:
+    config = dataclasses.replace(PRESETS["smoke"], obs="pixels_agent_pos", observe_target=True, history=(1, 3))
+    onlooker = Onlooker(config)
+    controller = judge.Controller(cast(Policy, onlooker))
+    start, rest = Insertion.start_from_seed(0), np.zeros(28)
+    positions = np.random.default_rng(0).normal(size=(2, 5, 14)).astype(np.float32)
+    for episode in positions:
+        controller.reset(start, rest)
+        for agent_pos in episode:
+            frame = np.zeros((480, 640, 3), np.uint8)
+            controller({"pixels": {"top": frame}, "agent_pos": agent_pos}, start, rest, None)
+    for i, seen in enumerate(onlooker.seen):
+        episode, t = positions[i // 5], i % 5
+        past = [episode[max(t - lag, 0)].reshape(2, 1, 7) for lag in (1, 3)]
+        np.testing.assert_array_equal(seen["history"], np.concatenate(past, axis=1).ravel())
+        np.testing.assert_array_equal(seen["agent_pos"], episode[t])
+
+
+def test_side_by_side_the_episodes_are_the_same(policy: Policy) -> None:
+    alone = list(judge.gym_aloha_episodes(policy, [1, 2, 3]))
+    together = list(judge.gym_aloha_episodes(policy, [1, 2, 3], keep_frames=1, num_workers=2))
+    for one, other in zip(alone, together, strict=True):
+        assert one.seed == other.seed
+        np.testing.assert_array_equal(one.qpos, other.qpos)
+        np.testing.assert_array_equal(one.levels, other.levels)
+    assert [rollout.frames is not None for rollout in together] == [True, False, False]
 
 
 # --- eval.py

@@ -1,6 +1,7 @@
 """Gymnasium's view of the environment."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import gymnasium
 import jax
@@ -70,10 +71,12 @@ def test_it_is_the_same_environment_as_make(env: VectorEnv) -> None:
     np.testing.assert_array_equal(reward, state.reward)
 
 
-def test_pixels_come_with_proprioception() -> None:
-    env = gymnasium.make_vec(aloha_jax.gym.ENV_ID, num_envs=2, obs="pixels_agent_pos", image_height=12, image_width=16)
+@pytest.mark.parametrize("more", [{}, {"observe_target": True, "history": (2, 5)}])
+def test_pixels_come_with_proprioception(more: dict[str, Any]) -> None:
+    env = gymnasium.make_vec(aloha_jax.gym.ENV_ID, num_envs=2, obs="pixels_agent_pos", image_height=12, image_width=16, **more)
     obs, _ = env.reset(seed=0)
     assert env.observation_space.contains(obs)
+    assert set(obs) == {"pixels", "agent_pos", *(("target", "history") if more else ())}
     assert obs["pixels"].shape == (2, 12, 16, 3)
     assert obs["pixels"].std() > 0
     env.close()

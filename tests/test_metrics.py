@@ -10,7 +10,8 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from aloha_jax import metrics, plots
-from aloha_jax.evaluation import Rollout, summarize
+from aloha_jax.evaluation import summarize
+from aloha_jax.judge import Rollout
 from aloha_jax.metrics import CsvFile, MetricsLogger, print_report
 from tests.small_run import PIXELS, STATE, small_run
 

@@ -16,7 +16,7 @@ from gym_aloha.utils import sample_insertion_pose
 from aloha_jax import expert, scene
 from aloha_jax.engines.c import action_to_ctrl
 from aloha_jax.env import EnvState, make
-from aloha_jax.evaluation import Rollout
+from aloha_jax.judge import Rollout
 from benchmarks.fidelity import judge
 
 SEEDS = range(40)

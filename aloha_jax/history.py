@@ -1,0 +1,25 @@
+"""Joint positions of some control steps ago: a memory for policies that have none.
+
+From above, a camera does not see how high, and under which angle, the fingers hold an object. What tells is where the joints were
+when they closed: the object lay flat on the table then, and has moved with the gripper since.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def start(agent_pos: jax.Array, lags: tuple[int, ...]) -> jax.Array | None:
+    """The memory float32[N, max(lags) + 1, 14] of worlds that begin at joint positions [N, 14]; None if there are no lags."""
+    return jnp.repeat(agent_pos[:, None], max(lags) + 1, axis=1) if lags else None
+
+
+def push(memory: jax.Array | None, agent_pos: jax.Array) -> jax.Array | None:
+    """The memory one step later: the oldest positions are forgotten, the newest come last."""
+    return None if memory is None else jnp.concatenate([memory[:, 1:], agent_pos[:, None]], axis=1)
+
+
+def recall(memory: jax.Array, lags: tuple[int, ...]) -> jax.Array:
+    """Positions `lags` steps ago, float32[N, 2 * len(lags) * 7]: the left arm's, lag by lag, then the right arm's."""
+    chosen = memory[:, -1 - jnp.array(lags)]  # [N, lags, 14]
+    by_arm = chosen.reshape(*chosen.shape[:2], 2, -1).swapaxes(1, 2)
+    return by_arm.reshape(memory.shape[0], -1)

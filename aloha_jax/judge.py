@@ -1,0 +1,207 @@
+"""The judge: the original gym_aloha environment, with its physics, its frames and its reward, driven by a policy."""
+
+import itertools
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, NamedTuple
+
+# The judge renders; this must be decided before MuJoCo's GL context is loaded.
+os.environ.setdefault("MUJOCO_GL", "egl")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from aloha_jax import history
+from aloha_jax.actions import delta_target, target_limits
+from aloha_jax.conditions import NOMINAL, Condition
+from aloha_jax.config import Config
+from aloha_jax.engines import Physics, make_engine
+from aloha_jax.pixels import frame_to_observation
+from aloha_jax.pixels.egl import gl_renderer_string
+from aloha_jax.policy import Policy
+from aloha_jax.tasks import make_task
+from aloha_jax.tasks.insertion import Progress
+
+
+class Rollout(NamedTuple):
+    """One episode.
+
+    Attributes:
+        seed: its start pose is that of `env.reset(seed=seed)` in gym_aloha.
+        levels: int[length], the official reward of each step.
+        qpos: float[length, 30], joint positions after each step.
+        targets: float[length, 14], the joint targets of each step.
+        frames: uint8[480, 640, 3] per step, if the simulator rendered any; else None.
+    """
+
+    seed: int
+    levels: np.ndarray
+    qpos: np.ndarray
+    targets: np.ndarray
+    frames: list[np.ndarray] | None = None
+
+
+class Controller:
+    """Drives gym_aloha with a policy: observations in the policy's form, actions in gym_aloha's."""
+
+    def __init__(self, policy: Policy):
+        self._policy = policy
+        config = policy.config
+        self._exact = make_engine("c", config.task, "exact")
+        self._task = make_task(config.task, self._exact.scene)
+        low, high = target_limits(self._exact)
+        self._delta_target = jax.jit(lambda target, pos, action: delta_target(target, pos, action, low, high))
+        self._features = jax.jit(self._privileged)
+        self._remember = jax.jit(
+            lambda memory, pos: history.start(pos, config.history) if memory is None else history.push(memory, pos)
+        )
+
+    def reset(self, qpos: np.ndarray, qvel: np.ndarray) -> None:
+        physics = self._exact.reset(jnp.asarray(qpos[None], jnp.float32), jnp.asarray(qvel[None], jnp.float32))
+        self._target = self._task.agent_pos(physics)
+        self._progress = self._task.start_progress(physics)
+        self._clock = 0
+        self._memory: jax.Array | None = None
+
+    @property
+    def hold(self) -> np.ndarray:
+        """The absolute action float32[14] that keeps the last targets."""
+        return np.asarray(self._target[0])
+
+    def __call__(self, observation: dict[str, Any], qpos: np.ndarray, qvel: np.ndarray, key: jax.Array | None) -> np.ndarray:
+        """The absolute action float32[14] for gym_aloha's observation; `qpos` and `qvel` serve policies that see the state."""
+        config = self._policy.config
+        agent_pos = jnp.asarray(observation["agent_pos"], jnp.float32)[None]
+        if config.obs == "state":
+            obs: Any
+            obs, self._progress = self._features(qpos[None], qvel[None], self._target, self._progress, self._clock)
+        else:
+            pixels = frame_to_observation(observation["pixels"]["top"], config.image_height, config.image_width, config.crop)
+            obs = pixels[None] if config.obs == "pixels" else {"pixels": pixels[None], "agent_pos": agent_pos}
+            if config.obs == "pixels_agent_pos" and config.observe_target:
+                obs["target"] = self._target
+            if config.obs == "pixels_agent_pos" and config.history:
+                self._memory = self._remember(self._memory, agent_pos)
+                obs["history"] = history.recall(self._memory, config.history)
+        action = self._policy.act(obs, key)
+        self._target = self._delta_target(self._target, agent_pos, action) if config.action == "delta" else action
+        self._clock += 1
+        return self.hold
+
+    def _privileged(self, qpos: Any, qvel: Any, target: jax.Array, progress: Progress, clock: jax.Array) -> Any:
+        physics: Physics = self._exact.reset(jnp.asarray(qpos, jnp.float32), jnp.asarray(qvel, jnp.float32))
+        level = self._task.level(physics)
+        failed, no_action = jnp.zeros(1, bool), jnp.zeros((1, 14))
+        _, after = self._task.dense(physics, progress, level, failed, no_action)
+        progress = jax.tree.map(lambda a, b: jnp.where(clock > 0, a, b), after, progress)
+        return self._task.features(physics, target, progress), progress
+
+
+def require_judge() -> None:
+    """Raises `RendererUnavailable` if gym_aloha cannot run here: it wants OpenGL even if nobody looks."""
+    gl_renderer_string()
+
+
+class Judge:
+    """The environment `gym_aloha/AlohaInsertion-v0` under a condition, and a policy that acts in it."""
+
+    def __init__(self, policy: Policy, stochastic: bool = False, condition: Condition = NOMINAL):
+        import gym_aloha  # noqa: F401  (registers the environment)
+        import gymnasium
+
+        self._env: Any = gymnasium.make("gym_aloha/AlohaInsertion-v0", obs_type="pixels_agent_pos", disable_env_checker=True)
+        condition.change_model(self._physics)
+        self._sees, self._stochastic, self._condition = policy.config.has_pixels, stochastic, condition
+        self._controller = Controller(policy)
+
+    @property
+    def _physics(self) -> Any:
+        return self._env.unwrapped._env.physics
+
+    def episode(self, seed: int, keep_frames: bool = False) -> Rollout:
+        """The episode that starts as `env.reset(seed=seed)` does."""
+        data, condition, controller = self._physics.data, self._condition, self._controller
+        _render_only_what_is_seen(self._env, needed=keep_frames or self._sees)
+        observation = self._start(seed)
+        controller.reset(data.qpos, data.qvel)
+        late = [controller.hold] * condition.delay
+        levels, qpos, targets, frames = [], [], [], []
+        done, step = False, 0
+        while not done:
+            key = jax.random.fold_in(jax.random.key(seed), step) if self._stochastic else None
+            if self._sees:
+                observation["pixels"]["top"] = condition.light(observation["pixels"]["top"])
+            late.append(controller(observation, data.qpos.copy(), data.qvel.copy(), key))
+            action = late.pop(0)
+            observation, reward, terminated, truncated, _ = self._env.step(action)
+            done, step = terminated or truncated, step + 1
+            levels.append(int(reward))
+            qpos.append(data.qpos.copy())
+            targets.append(action)
+            if keep_frames:
+                frames.append(observation["pixels"]["top"])
+        return Rollout(seed, np.array(levels), np.array(qpos), np.array(targets), frames or None)
+
+    def close(self) -> None:
+        self._env.close()
+
+    def _start(self, seed: int) -> dict[str, Any]:
+        """The first observation."""
+        observation, _ = self._env.reset(seed=seed)
+        if self._condition.yaw or self._condition.shift:
+            data = self._physics.data
+            start, ctrl = self._condition.start(data.qpos.copy(), seed), data.ctrl.copy()
+            with self._physics.reset_context():  # which first puts everything into the model's default pose
+                data.qpos[:], data.ctrl[:] = start, ctrl
+            inner = self._env.unwrapped
+            observation = inner._format_raw_obs(inner._env.task.get_observation(self._physics))
+        return observation
+
+
+def gym_aloha_episodes(
+    policy: Policy,
+    seeds: list[int],
+    stochastic: bool = False,
+    keep_frames: int = 0,
+    condition: Condition = NOMINAL,
+    num_workers: int = 1,
+) -> Iterator[Rollout]:
+    """Episodes in `gym_aloha/AlohaInsertion-v0`, in the order of the seeds; frames are kept of the first `keep_frames`."""
+    tasks = [(seed, i < keep_frames) for i, seed in enumerate(seeds)]
+    if min(num_workers, len(seeds)) <= 1:
+        judge = Judge(policy, stochastic, condition)
+        yield from itertools.starmap(judge.episode, tasks)
+        judge.close()
+        return
+    weights = jax.device_get((policy.params, policy.stats))
+    # Not forked: that is unsafe beside JAX's threads.
+    context = multiprocessing.get_context("spawn")
+    appointed = (policy.config, *weights, stochastic, condition)
+    with ProcessPoolExecutor(min(num_workers, len(seeds)), context, initializer=_appoint, initargs=appointed) as pool:
+        yield from pool.map(_episode, *zip(*tasks, strict=True))
+
+
+_appointed: Judge  # of a worker process
+
+
+def _appoint(config: Config, params: Any, stats: Any, stochastic: bool, condition: Condition) -> None:
+    global _appointed
+    _appointed = Judge(Policy(config, params, stats), stochastic, condition)
+
+
+def _episode(seed: int, keep_frames: bool) -> Rollout:
+    return _appointed.episode(seed, keep_frames)
+
+
+def _render_only_what_is_seen(env: Any, needed: bool) -> None:
+    """gym_aloha renders three cameras at every step and hands out one. Skip the others; the one that counts stays as it is."""
+    task = env.unwrapped._env.task
+
+    def get_observation(physics: Any) -> dict[str, Any]:
+        top = physics.render(height=480, width=640, camera_id="top") if needed else np.zeros((1, 1, 3), np.uint8)
+        return {"qpos": task.get_qpos(physics), "images": {"top": top}}
+
+    task.get_observation = get_observation

@@ -1,0 +1,148 @@
+"""Draws learning curves from the logs of runs: success and level 3, over environment steps and over minutes.
+
+    uv run docs/curves.py --runs "state=runs/state" "pixels=runs/pixels" --out docs/images/curves.png
+    uv run docs/curves.py --runs "state=runs/ablations/state/*" "joint=runs/ablations/state-joint/*" --out docs/images/joint.png
+
+Runs of one label are one line, their mean, in a band from the lowest to the highest; its minutes are their mean, too. What is
+drawn are the evaluations during training (eval/evaluations.csv). A run that kept only progress.csv, as those in pretrained/, is a
+dashed line of its training episodes, which have noise and may start in easier states; their level 3 was not recorded.
+"""
+
+import dataclasses
+import glob
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import tyro
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from aloha_jax import plots
+
+TITLES = {"success": "success (level 4)", "level 3": "level 3 reached"}
+TRAINING = " (training episodes)"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flags:
+    """Which runs, and where the picture goes."""
+
+    runs: tuple[str, ...]
+    """LABEL=DIRECTORY each; `*` in the directory stands for several runs."""
+    out: Path
+    """The PNG."""
+
+
+class Curve(NamedTuple):
+    """What a run's logs tell.
+
+    Attributes:
+        env_steps: float[T], rising.
+        minutes: float[T] since the start of the training.
+        shares: float[T] of each of `TITLES` that was recorded.
+        of_training: whether the episodes are those of training, not of evaluation.
+    """
+
+    env_steps: np.ndarray
+    minutes: np.ndarray
+    shares: dict[str, np.ndarray]
+    of_training: bool
+
+
+class Line(NamedTuple):
+    """One or several runs as a line with a band.
+
+    Attributes:
+        env_steps: float[T].
+        minutes: float[T], mean over the runs.
+        shares: float[runs, T] of each of `TITLES` that was recorded.
+        of_training: as in `Curve`.
+    """
+
+    env_steps: np.ndarray
+    minutes: np.ndarray
+    shares: dict[str, np.ndarray]
+    of_training: bool
+
+
+def read(run: Path) -> Curve:
+    """A run's evaluations, or else its training episodes.
+
+    Raises:
+        SystemExit: it has neither.
+    """
+    evaluations, progress = plots.columns(run / "eval" / "evaluations.csv"), plots.columns(run / "progress.csv")
+    columns = {name: np.array(values) for name, values in (evaluations or progress).items()}
+    names = {"success": "success_rate", "level 3": "level_3"} if evaluations else {"success": "rollout/success_rate"}
+    known = ~np.isnan(columns.get(names["success"], np.zeros(0)))  # no training episode may have ended yet
+    if not known.any():
+        raise SystemExit(f"error: {run} has neither eval/evaluations.csv nor progress.csv, or nothing in them yet")
+    shares = {title: columns[name][known] for title, name in names.items()}
+    return Curve(columns["env_steps"][known], columns["seconds"][known] / 60, shares, not evaluations)
+
+
+def merge(curves: list[Curve]) -> Line:
+    """Curves of one kind at every point that any of them has, as far as all of them go; in between they are straight."""
+    first, last = max(c.env_steps[0] for c in curves), min(c.env_steps[-1] for c in curves)
+    steps = np.unique(np.concatenate([c.env_steps for c in curves]))
+    steps = steps[(steps >= first) & (steps <= last)]
+    minutes = np.mean([np.interp(steps, c.env_steps, c.minutes) for c in curves], axis=0)
+    shares = {name: np.array([np.interp(steps, c.env_steps, c.shares[name]) for c in curves]) for name in curves[0].shares}
+    return Line(steps, minutes, shares, curves[0].of_training)
+
+
+def lines_of(runs: tuple[str, ...]) -> dict[str, Line]:
+    """Label -> line, in the order in which labels first come; training episodes have a line of their own.
+
+    Raises:
+        SystemExit: a run is not given as LABEL=DIRECTORY, or not there.
+    """
+    curves: dict[str, list[Curve]] = {}
+    for word in runs:
+        label, separator, pattern = word.partition("=")
+        directories = [path for path in map(Path, sorted(glob.glob(pattern))) if path.is_dir()]
+        if not separator or not directories:
+            raise SystemExit(f"error: --runs {word}: must be LABEL=DIRECTORY of a run that is there")
+        for curve in map(read, directories):
+            curves.setdefault(label + TRAINING * curve.of_training, []).append(curve)
+    return {label: merge(group) for label, group in curves.items()}
+
+
+def draw(lines: dict[str, Line]) -> Figure:
+    """A row of two panels for each of `TITLES` that any line has."""
+    rows = [name for name in TITLES if any(name in line.shares for line in lines.values())]
+    size = (11, 0.6 + 2.9 * len(rows))
+    figure, axes = plt.subplots(len(rows), 2, figsize=size, sharex="col", sharey=True, squeeze=False, layout="constrained")
+    palette = plt.colormaps["tab10" if len(lines) <= 10 else "tab20"]
+    for row, name in zip(axes, rows, strict=True):
+        for i, (label, line) in enumerate(lines.items()):
+            if name not in line.shares:
+                continue
+            shares, style, color = line.shares[name], "--" if line.of_training else "o-", palette(i)
+            for axis, x in zip(row, (line.env_steps / 1e6, line.minutes), strict=True):
+                axis.plot(x, shares.mean(axis=0), style, color=color, markersize=3.5, label=label)
+                if len(shares) > 1:
+                    axis.fill_between(x, shares.min(axis=0), shares.max(axis=0), color=color, alpha=0.15, linewidth=0)
+        row[0].set_ylabel(TITLES[name])
+    for axis in axes.flat:
+        axis.grid(alpha=0.3)
+        axis.set(xlim=(0, None), ylim=(-0.03, 1.03))
+        axis.yaxis.set_major_formatter(PercentFormatter(1))
+    axes[-1, 0].set_xlabel("environment steps, millions")
+    axes[-1, 1].set_xlabel("minutes")
+    handles, labels = axes[0, 0].get_legend_handles_labels()  # every line has its success
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+    return figure
+
+
+def main(flags: Flags) -> None:
+    figure = draw(lines_of(flags.runs))
+    flags.out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(flags.out, dpi=120)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Flags, description=__doc__))

@@ -1,0 +1,63 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import aloha_jax
+from aloha_jax import history
+from aloha_jax.config import Config, ConfigError
+
+LAGS = (1, 3, 5)
+
+
+def test_it_recalls_what_was_pushed_that_many_steps_ago() -> None:
+    """World 0's joint j is at 100 t + j in step t; world 1 is a thousand further."""
+    worlds = 1000.0 * jnp.arange(2)[:, None]
+    memory = history.start(worlds + jnp.arange(14.0)[None], LAGS)
+    for t in range(1, 8):
+        memory = history.push(memory, worlds + 100.0 * t + jnp.arange(14.0)[None])
+    assert memory is not None
+    left, right = np.arange(7), np.arange(7, 14)
+    expected = np.concatenate([100.0 * (7 - lag) + arm for arm in (left, right) for lag in LAGS])
+    np.testing.assert_array_equal(history.recall(memory, LAGS), np.stack([expected, expected + 1000]))
+
+
+def test_before_it_began_nothing_moved() -> None:
+    memory = history.start(jnp.arange(14.0)[None], LAGS)
+    assert memory is not None
+    np.testing.assert_array_equal(history.recall(memory, LAGS)[0], np.repeat(np.arange(14.0).reshape(2, 1, 7), 3, axis=1).ravel())
+
+
+def test_without_lags_there_is_no_memory() -> None:
+    assert history.start(jnp.zeros((2, 14)), ()) is None
+    assert history.push(None, jnp.zeros((2, 14))) is None
+
+
+def test_the_environment_remembers_joint_positions_and_forgets_them_with_the_episode() -> None:
+    env = aloha_jax.make(
+        num_envs=2, obs="pixels_agent_pos", action="delta", image_height=8, image_width=8, history=LAGS, episode_length=6
+    )
+    state = jax.jit(env.reset)(jax.random.key(0))
+    step = jax.jit(env.step)
+    seen = [np.asarray(state.obs["agent_pos"])]
+    for t in range(1, 9):
+        state = step(state, jnp.full((2, 14), 0.5))
+        obs = state.final_obs if t == 6 else state.obs
+        past = np.asarray(obs["history"]).reshape(2, 2, len(LAGS), 7)
+        begin = 0 if t <= 6 else 6
+        for i, lag in enumerate(LAGS):
+            np.testing.assert_array_equal(past[:, :, i].reshape(2, 14), seen[max(t - lag, begin)])
+        if t == 6:  # what follows belongs to the next episode
+            assert state.truncated.all()
+            fresh = np.asarray(state.obs["history"]).reshape(2, 2, len(LAGS), 7)
+            expected = np.repeat(np.asarray(state.obs["agent_pos"]).reshape(2, 2, 1, 7), len(LAGS), axis=2)
+            np.testing.assert_array_equal(fresh, expected)
+        seen.append(np.asarray(state.obs["agent_pos"]))
+    assert env.renderer is not None
+    env.renderer.close()
+
+
+@pytest.mark.parametrize("lags", [(0,), (4, -1), (301,)])
+def test_lags_that_make_no_sense(lags: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="--history"):
+        Config(history=lags).validate()
