@@ -5,6 +5,8 @@ from pathlib import Path
 
 from aloha_jax import startup
 
+if __name__ == "__main__":
+    startup.end_at_once_when_interrupted()
 startup.require_opengl()
 startup.remember_compilations()
 

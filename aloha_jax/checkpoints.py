@@ -9,6 +9,7 @@ import contextlib
 import errno
 import hashlib
 import inspect
+import json
 import logging
 import os
 import shutil
@@ -33,7 +34,7 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 # After the first array that cannot be read, Orbax abandons the others, whose errors asyncio would print.
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
-RUN_FORMAT = 2  # of what a run goes on from; to be raised with every change of `RunState`. Policies have config.FORMAT_VERSION.
+RUN_FORMAT = 3  # of what a run goes on from; to be raised with every change of `RunState`. Policies have config.FORMAT_VERSION.
 DIGEST = "policy.sha256"  # in a model directory
 TRASH = ".deleted"  # in `checkpoints`
 
@@ -106,6 +107,7 @@ class CheckpointWriter:
             "run_format": RUN_FORMAT,
             "config": config.to_json(),
             "records": dict(records or {}),
+            "records_sha256": _json_digest(dict(records or {})),
             "sha256": {"policy": digest(policy), "run": digest(run)},
         }
         items = ocp.args.Composite(
@@ -136,7 +138,9 @@ class CheckpointWriter:
             restored = self._manager.restore(step, args=items)
             for name, expected in about["sha256"].items():
                 _require_digest(restored[name], expected)
-        return Checkpoint(step, restored.policy, restored.run, about["records"])
+            if _json_digest(about["records"]) != about.get("records_sha256", _json_digest(about["records"])):
+                raise ValueError("its records are not those that were saved")
+            return Checkpoint(step, restored.policy, restored.run, about["records"])
 
     def close(self) -> None:
         """Wait for the saves under way."""
@@ -195,6 +199,10 @@ def digest(tree: Any) -> str:
         sha.update(f"{array.dtype}{array.shape}".encode())
         sha.update(array.reshape(-1).view(np.uint8).data)
     return sha.hexdigest()
+
+
+def _json_digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def load_teacher(config: Config) -> Policy | None:

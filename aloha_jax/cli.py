@@ -15,6 +15,7 @@ from typing import Any, TypeVar, cast
 import jax
 import tyro
 
+from aloha_jax import startup
 from aloha_jax.checkpoints import CheckpointError
 from aloha_jax.config import Config, ConfigError
 from aloha_jax.pixels import RendererUnavailable
@@ -93,6 +94,7 @@ def choose_device(name: str) -> str:
 @contextlib.contextmanager
 def user_errors() -> Iterator[None]:
     """Turns what a user can get wrong into one sentence on stderr and exit status 2; bugs keep their traceback."""
+    startup.raise_when_interrupted()
     try:
         yield
     except (ConfigError, CheckpointError, RendererUnavailable, Diverged) as error:

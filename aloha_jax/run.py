@@ -100,8 +100,8 @@ def resumed_config(directory: Path, flags: Config, given: set[str]) -> Config:
     Raises:
         ConfigError: the run does not exist or a flag contradicts it.
     """
-    if not directory.is_dir():
-        raise ConfigError(f"--resume {directory} is not a run directory")
+    if not (directory / "config.json").is_file():
+        raise ConfigError(f"--resume {directory} is not a run directory: it has no config.json")
     if checkpoints.latest_checkpoint(directory) is None:
         raise CheckpointError(
             f"--resume {directory}: no complete checkpoint in its checkpoints folder; start it with --overwrite"

@@ -3,6 +3,7 @@
 import importlib
 import os
 import pathlib
+import signal
 import sys
 import time
 
@@ -12,6 +13,18 @@ _STARTED = time.monotonic()
 def seconds_since_start() -> float:
     """Seconds since this module was imported, which the entry points do first."""
     return time.monotonic() - _STARTED
+
+
+def end_at_once_when_interrupted() -> None:
+    """From now on Ctrl-C ends the process as that of any program, without the traceback of some import."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def raise_when_interrupted() -> None:
+    """From now on Ctrl-C raises `KeyboardInterrupt` again."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def remember_compilations() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import hashlib
 import json
 import os
 import re
@@ -15,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aloha_jax import checkpoints
+from aloha_jax import checkpoints, training
 from aloha_jax.checkpoints import CheckpointError, CheckpointWriter, load_policy, save_model
 from aloha_jax.config import Config, ConfigError
+from aloha_jax.env import make_from_config
 from aloha_jax.policy import Policy, init_params, init_stats
 from aloha_jax.presets import PRESETS
 from tests.small_run import PIXELS, STATE, small_run
@@ -218,6 +220,16 @@ def test_restore_gives_back_what_was_saved(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"/20, which is damaged or does not fit"):
         writer.restore(None, {"w": np.zeros(4, np.float32)}, run)
     writer.close()
+
+
+def test_whoever_changes_the_run_state_raises_its_format() -> None:
+    """Write the new pair down here: older checkpoints are then told from damaged ones."""
+    config = dataclasses.replace(SMALL, n_envs=2)
+    env = make_from_config(config)
+    state = jax.eval_shape(lambda: training.init_run(config, env))
+    fields = [(jax.tree_util.keystr(path), leaf.dtype) for path, leaf in jax.tree.leaves_with_path(state)]
+    sha256 = hashlib.sha256(f"{jax.tree.structure(state)} {fields}".encode()).hexdigest()
+    assert (checkpoints.RUN_FORMAT, sha256[:8]) == (3, "90278e69")
 
 
 def test_nothing_pickled_is_saved(trained: Path) -> None:

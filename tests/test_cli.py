@@ -150,6 +150,20 @@ def test_a_storage_error_names_the_file(capsys: pytest.CaptureFixture[str], numb
     assert "/run/checkpoints/64" in error
 
 
+def test_ctrl_c_during_the_imports_prints_no_traceback() -> None:
+    command = [sys.executable, "-X", "importtime", str(ROOT / "train.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        while "aloha_jax.startup" not in process.stderr.readline():
+            assert process.poll() is None
+        process.stderr.readline()  # the next module is there, and seconds of others are to come
+        process.send_signal(signal.SIGINT)
+        printed, errors = process.communicate()
+    assert process.returncode == -signal.SIGINT  # of which shells make 130
+    assert printed == ""
+    assert "Traceback" not in errors
+
+
 @pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of\nmemory")])
 def test_out_of_memory_says_what_to_lower(capsys: pytest.CaptureFixture[str], error: Exception) -> None:
     with pytest.raises(SystemExit) as end, cli.user_errors():

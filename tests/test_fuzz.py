@@ -139,7 +139,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any, Any
     rng = np.random.default_rng(0)
     trees = {"w": rng.normal(size=(7, 5)).astype(np.float32)}, {"key": jax.random.key(7), "n": np.arange(99, dtype=np.int32)}
     writer = CheckpointWriter(run / "checkpoints")
-    writer.save(64, SMALL, *trees, score=0.5)
+    writer.save(64, SMALL, *trees, score=0.5, records={"best_score": 0.25, "logger": {"seconds": 1.5, "episodes": []}})
     writer.close()
     return run, *trees
 
@@ -156,6 +156,19 @@ def test_a_damaged_checkpoint_is_refused_or_none_the_worse(checkpoint: tuple[Pat
         require_one_sentence(error, str(copy))
     else:
         assert (digest(restored.policy), digest(restored.run)) == (digest(policy), digest(state)), what
+
+
+@pytest.mark.parametrize(("saved", "damaged"), [("best_score", "best_scord"), ("0.25", "0.35"), ('"records"', '"recordr"')])
+def test_damaged_records_are_noticed(checkpoint: tuple[Path, Any, Any], tmp_path: Path, saved: str, damaged: str) -> None:
+    """One bit each, after which the file is JSON all the same."""
+    run, policy, state = checkpoint
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    file = copy / "checkpoints" / "64" / "config" / "metadata"
+    assert saved in file.read_text()
+    file.write_text(file.read_text().replace(saved, damaged))
+    with contextlib.closing(CheckpointWriter(copy / "checkpoints")) as writer, pytest.raises(CheckpointError) as error:
+        writer.restore(None, policy, state)
+    require_one_sentence(error.value, str(copy))
 
 
 class Trap:
