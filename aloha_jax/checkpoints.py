@@ -11,6 +11,7 @@ import hashlib
 import inspect
 import json
 import logging
+import math
 import os
 import shutil
 import sys
@@ -294,7 +295,10 @@ def _abstract(tree: Any) -> Any:
 
 
 def _score(metrics: Any) -> float:
-    return float(metrics["score"])
+    try:
+        return float(metrics["score"])
+    except (KeyError, TypeError, ValueError):  # damaged; it ranks old checkpoints, no more
+        return -math.inf
 
 
 class _Writable:

@@ -28,9 +28,11 @@ logging.getLogger("jax._src.callback").setLevel(logging.CRITICAL)
 
 T = TypeVar("T")
 
+# What cannot be written, and what to do about it.
 STORAGE_ERRORS = (
-    *(errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENOTDIR),
-    *(errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP),
+    dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space or choose another place")
+    | dict.fromkeys((errno.EACCES, errno.EROFS, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP), "choose another place")
+    | dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "move away what is there or choose another place")
 )
 OUT_OF_MEMORY = "out of memory: lower --n-envs or --n-steps, or give --microbatch-size; checkpoints already written are intact"
 
@@ -105,7 +107,7 @@ def user_errors() -> Iterator[None]:
         if error.errno not in STORAGE_ERRORS:
             raise
         place = f": {error.filename}" if error.filename else ""
-        _fail(f"{error.strerror}{place}: free some space or choose another place; checkpoints already written are intact")
+        _fail(f"{error.strerror}{place}: {STORAGE_ERRORS[error.errno]}; checkpoints already written are intact")
     except MemoryError:
         _fail(OUT_OF_MEMORY)
     except jax.errors.JaxRuntimeError as error:

@@ -139,8 +139,18 @@ def test_the_scripts_themselves_end_with_status_2(tmp_path: Path, script: str, a
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS])
-def test_a_storage_error_names_the_file(capsys: pytest.CaptureFixture[str], number: int) -> None:
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [
+        (errno.ENOSPC, "free some space"),
+        (errno.EDQUOT, "free some space"),
+        (errno.EACCES, ": choose another place"),
+        (errno.EROFS, ": choose another place"),
+        (errno.EEXIST, "move away what is there"),
+        (errno.EISDIR, "move away what is there"),
+    ],
+)
+def test_a_storage_error_names_the_file_and_the_remedy(capsys: pytest.CaptureFixture[str], number: int, remedy: str) -> None:
     with pytest.raises(SystemExit) as end, cli.user_errors():
         raise OSError(number, os.strerror(number), "/run/checkpoints/64")
     error = capsys.readouterr().err
@@ -148,6 +158,7 @@ def test_a_storage_error_names_the_file(capsys: pytest.CaptureFixture[str], numb
     assert len(error.splitlines()) == 1
     assert os.strerror(number) in error
     assert "/run/checkpoints/64" in error
+    assert remedy in error
 
 
 def test_ctrl_c_during_the_imports_prints_no_traceback() -> None:

@@ -158,6 +158,19 @@ def test_a_damaged_checkpoint_is_refused_or_none_the_worse(checkpoint: tuple[Pat
         assert (digest(restored.policy), digest(restored.run)) == (digest(policy), digest(state)), what
 
 
+@pytest.mark.parametrize("damaged", ["[1]", '{"rcore": 0.5}', '{"score": "half"}'])
+def test_a_damaged_score_is_the_lowest(checkpoint: tuple[Path, Any, Any], tmp_path: Path, damaged: str) -> None:
+    """It must not keep a run from being resumed, nor from saving."""
+    run, policy, state = checkpoint
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    (copy / "checkpoints" / "64" / "metrics" / "metrics").write_text(damaged)
+    with contextlib.closing(CheckpointWriter(copy / "checkpoints")) as writer:
+        assert digest(writer.restore(None, policy, state).run) == digest(state)
+        for step in range(65, 69):
+            writer.save(step, SMALL, policy, state, score=1 / step)
+    assert {path.name for path in (copy / "checkpoints").iterdir()} == {"65", "66", "67", "68"}
+
+
 @pytest.mark.parametrize(("saved", "damaged"), [("best_score", "best_scord"), ("0.25", "0.35"), ('"records"', '"recordr"')])
 def test_damaged_records_are_noticed(checkpoint: tuple[Path, Any, Any], tmp_path: Path, saved: str, damaged: str) -> None:
     """One bit each, after which the file is JSON all the same."""
