@@ -26,6 +26,7 @@ ORDER = [
     "actions",
     "pixels",
     "archive",
+    "history",
     "env_state",
     "env",
     "networks",
