@@ -3,8 +3,10 @@
 import itertools
 import multiprocessing
 import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
 # The judge renders; this must be decided before MuJoCo's GL context is loaded.
@@ -19,7 +21,7 @@ from aloha_jax.actions import delta_target, target_limits
 from aloha_jax.conditions import NOMINAL, Condition
 from aloha_jax.config import Config
 from aloha_jax.engines import Physics, make_engine
-from aloha_jax.pixels import frame_to_observation
+from aloha_jax.pixels import RendererUnavailable, frame_to_observation
 from aloha_jax.pixels.egl import gl_renderer_string
 from aloha_jax.policy import Policy
 from aloha_jax.tasks import make_task
@@ -181,7 +183,10 @@ def gym_aloha_episodes(
     context = multiprocessing.get_context("spawn")
     appointed = (policy.config, *weights, stochastic, condition)
     with ProcessPoolExecutor(min(num_workers, len(seeds)), context, initializer=_appoint, initargs=appointed) as pool:
-        yield from pool.map(_episode, *zip(*tasks, strict=True))
+        try:
+            yield from pool.map(_episode, *zip(*tasks, strict=True))
+        except BrokenProcessPool:
+            raise RendererUnavailable("a process that judged died: free some memory, or lower --num-workers") from None
 
 
 _appointed: Judge  # of a worker process
@@ -189,7 +194,16 @@ _appointed: Judge  # of a worker process
 
 def _appoint(config: Config, params: Any, stats: Any, stochastic: bool, condition: Condition) -> None:
     global _appointed
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _appointed = Judge(Policy(config, params, stats), stochastic, condition)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed cannot dismiss its workers: they would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _episode(seed: int, keep_frames: bool) -> Rollout:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from aloha_jax.config import Config
 from aloha_jax.env import make_from_config
 from aloha_jax.evaluation import evaluate, summarize, wilson_interval
 from aloha_jax.judge import Rollout
+from aloha_jax.pixels import RendererUnavailable
 from aloha_jax.policy import Policy, init_params, init_stats
 from aloha_jax.presets import PRESETS
 from aloha_jax.tasks.insertion import Insertion
@@ -273,6 +275,15 @@ def test_side_by_side_the_episodes_are_the_same(policy: Policy) -> None:
         np.testing.assert_array_equal(one.qpos, other.qpos)
         np.testing.assert_array_equal(one.levels, other.levels)
     assert [rollout.frames is not None for rollout in together] == [True, False, False]
+
+
+@pytest.mark.slow
+def test_a_judging_process_that_dies_is_told(policy: Policy) -> None:
+    episodes = judge.gym_aloha_episodes(policy, list(range(8)), num_workers=2)
+    next(episodes)
+    multiprocessing.active_children()[0].kill()
+    with pytest.raises(RendererUnavailable, match="--num-workers"):
+        list(episodes)
 
 
 # --- eval.py
