@@ -76,7 +76,7 @@ class Tally(Counter[str]):
 
 
 def under_way(directory: Path) -> list[str]:
-    """What is half done in a run directory."""
+    """Patterns of what is half done in a run directory."""
     return [pattern for pattern in UNDER_WAY if any(directory.glob(pattern))]
 
 
@@ -97,17 +97,19 @@ def wait_for_a_moment(directory: Path, process: subprocess.Popen[str], rng: rand
     """Until a random moment, or (every other time) one just after a save has begun."""
     time.sleep(rng.uniform(0, longest))
     if rng.random() < 0.5:
-        while process.poll() is None and not under_way(directory):
+        leftover = set(under_way(directory))  # an earlier kill's
+        while process.poll() is None and leftover.issuperset(under_way(directory)):
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.1))
 
 
-def wait_until_it_trains(directory: Path, process: subprocess.Popen[str], longest: float = math.inf) -> bool:
-    """Until rows are added to the records (a resumed run begins by dropping some); False if that takes too long."""
-    file, size, deadline = directory / "progress.csv", math.inf, time.monotonic() + longest
+def wait_until_it_trains(directory: Path, process: subprocess.Popen[str], updates: int = 1, longest: float = math.inf) -> bool:
+    """Until so many rows were seen to be added to the records; False if that takes too long."""
+    file, least, deadline = directory / "progress.csv", math.inf, time.monotonic() + longest
     while process.poll() is None and time.monotonic() < deadline:
-        before, size = size, file.stat().st_size if file.exists() else 0
-        if size > before:
+        rows = file.read_bytes().count(b"\n") if file.exists() else 0
+        least = min(least, rows)  # a resumed run begins by dropping some
+        if rows >= least + updates:
             return True
         time.sleep(0.01)
     return False
@@ -157,15 +159,17 @@ class Finisher:
         resumed.logger.close()
 
 
-def kill_often(flags: Flags, directory: Path, seconds: float, rng: random.Random, tally: Tally) -> None:
-    """Start, kill, resume, until it was killed `flags.kills` times over the `seconds` it trains; then let it finish."""
+def kill_often(flags: Flags, directory: Path, rng: random.Random, tally: Tally) -> None:
+    """Start, kill, resume, until it was killed `flags.kills` times, spread over its updates; then let it finish."""
     had_best_model = False
     for i in range(flags.kills):
         resumable, process = start_or_resume(flags, directory)
-        early = rng.random() < EARLY
-        trains = wait_until_it_trains(directory, process, rng.uniform(0, START_SECONDS) if early else math.inf)
-        if trains:
-            wait_for_a_moment(directory, process, rng, longest=2 * seconds / flags.kills)
+        if early := rng.random() < EARLY:
+            trains = wait_until_it_trains(directory, process, longest=rng.uniform(0, START_SECONDS))
+        else:  # so many updates that half of the pieces get beyond a checkpoint, and all of them together not to the end
+            trains = wait_until_it_trains(directory, process, rng.randint(1, max(1, 2 * flags.updates // flags.kills)))
+        if trains and not early:
+            wait_for_a_moment(directory, process, rng, longest=0.2)
         process.kill()
         _, errors = process.communicate()
         assert process.returncode in (0, -signal.SIGKILL), errors
@@ -177,12 +181,6 @@ def kill_often(flags: Flags, directory: Path, seconds: float, rng: random.Random
     _, process = start_or_resume(flags, directory)
     _, errors = process.communicate()
     assert process.returncode == 0, errors
-
-
-def training_seconds(directory: Path) -> float:
-    """From the first update to the last."""
-    first, *_, last = (directory / "progress.csv").read_text().splitlines()[1:]
-    return float(last.split(",")[1]) - float(first.split(",")[1])
 
 
 def start_or_resume(flags: Flags, directory: Path) -> tuple[bool, subprocess.Popen[str]]:
@@ -200,7 +198,7 @@ def main(flags: Flags) -> None:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         whole = root / "whole"
         copies = freeze_often(flags, whole, root / "copies", rng, frozen)
-        print(f"in one piece: {flags.updates} updates in {training_seconds(whole):.0f} s\n{frozen}", flush=True)
+        print(f"in one piece: {flags.updates} updates\n{frozen}", flush=True)
         if flags.finish and copies:
             finish = Finisher(whole)
             for copy in copies[:: max(1, len(copies) // flags.finish)][: flags.finish]:
@@ -209,7 +207,7 @@ def main(flags: Flags) -> None:
                 frozen["of these finished, to the same bits"] += 1
             print(frozen, flush=True)
         if flags.kills:
-            kill_often(flags, root / "killed", training_seconds(whole), rng, killed)
+            kill_often(flags, root / "killed", rng, killed)
             assert_same_run(root / "killed", whole)
             print(f"{killed}\nthe killed run ended in the same bits as the one in one piece")
 
