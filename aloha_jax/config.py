@@ -73,6 +73,8 @@ class Config:
     """What the dense reward takes for the squared change of the action (0.01 makes a policy that succeeds smooth)."""
     grip_tolerance: float | None = None
     """Metres; a hold that far from the nominal grip counts for little in the dense reward. None: any hold counts in full."""
+    carry: float = 0.0
+    """What the dense reward pays for bringing a lifted object, level and facing the other arm, to where the two meet."""
     engine: Literal["auto", "c", "mjx"] = "auto"
     """Physics: C MuJoCo on CPU threads, or MJX on the accelerator."""
     impl: Literal["auto", "jax", "warp"] = "auto"
@@ -140,6 +142,8 @@ class Config:
     """Stop an update early above 1.5 times this divergence (`adaptive` schedule: the divergence to hold instead)."""
     normalize_advantage: bool = True
     """Whiten advantages per minibatch."""
+    average_decay: float = 0.0
+    """Judge and save a running average of the parameters with this decay per update (0.99, say); 0: the parameters themselves."""
 
     # --- Networks
     network: Literal["joint", "mirrored"] = "joint"
@@ -215,6 +219,7 @@ class Config:
             "distill_coef",
             "action_cost",
             "action_change_cost",
+            "carry",
             "final_eval_episodes",
         ):
             _require(0 <= getattr(self, name) < float("inf"), name, "must not be negative", getattr(self, name))
@@ -228,6 +233,7 @@ class Config:
             _require(path.isprintable(), name, "must consist of printable characters", ascii(path))
         _require(0 <= self.seed < 2**32, "seed", "must lie in 0..2^32 - 1", self.seed)
         _require(0 <= self.start_share <= 1, "start_share", "must lie in 0..1", self.start_share)
+        _require(0 <= self.average_decay < 1, "average_decay", "must lie in 0..1, below 1", self.average_decay)
         _require(abs(self.log_std_init) < float("inf"), "log_std_init", "must be finite", self.log_std_init)
         recent = all(1 <= lag <= MAX_LAG for lag in self.history)
         _require(recent, "history", f"must consist of numbers of steps in 1..{MAX_LAG}", self.history)

@@ -378,5 +378,5 @@ def make_from_config(
         seed=config.seed,
         observe_target=config.observe_target,
         history=config.history,
-        shaping=Shaping(config.action_cost, config.action_change_cost, config.grip_tolerance),
+        shaping=Shaping.of(config),
     )

@@ -25,7 +25,7 @@ from aloha_jax.pixels import RendererUnavailable, frame_to_observation
 from aloha_jax.pixels.egl import gl_renderer_string
 from aloha_jax.policy import Policy
 from aloha_jax.tasks import make_task
-from aloha_jax.tasks.insertion import Progress
+from aloha_jax.tasks.insertion import Progress, Shaping
 
 
 class Rollout(NamedTuple):
@@ -53,7 +53,7 @@ class Controller:
         self._policy = policy
         config = policy.config
         self._exact = make_engine("c", config.task, "exact")
-        self._task = make_task(config.task, self._exact.scene)
+        self._task = make_task(config.task, self._exact.scene, Shaping.of(config))  # how well a grip counts is an observation
         low, high = target_limits(self._exact)
         self._delta_target = jax.jit(lambda target, pos, action: delta_target(target, pos, action, low, high))
         self._features = jax.jit(self._privileged)

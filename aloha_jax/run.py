@@ -137,7 +137,8 @@ class Run:
         self._pending: tuple[int, Any, float] | None = None
         records = self._restore() if resume else {}
         if not resume and (initial := checkpoints.load_initial(config)) is not None:
-            self.state = self.state._replace(params=initial.params, stats=initial.stats)
+            average = None if self.state.average is None else _copy(initial.params)
+            self.state = self.state._replace(params=initial.params, stats=initial.stats, average=average)
         # Restored arrays are committed to a device, fresh ones are not: a mixture would compile `train_step` twice.
         self.state = jax.device_put(self.state, jax.devices()[0])
         self.logger = MetricsLogger(directory, config.total_timesteps, self.env_steps, quiet, records)
@@ -150,7 +151,7 @@ class Run:
     @property
     def policy(self) -> Policy:
         """The policy as it stands; a copy, for `train_step` donates the original's buffers."""
-        return Policy(self.config, *_copy((self.state.params, self.state.stats)))
+        return Policy(self.config, *_copy((self.state.judged, self.state.stats)))
 
     def train(self, stop: StopRequest | None = None) -> None:
         """Run to `config.total_timesteps`; leaves `final_model`, the last checkpoint and the learning curve.
@@ -276,16 +277,17 @@ class Run:
         return {"best_score": self.best_score, "last_score": self.last_score, "logger": self.logger.records}
 
     def _save_to(self, writer: CheckpointWriter, state: RunState, records: dict[str, Any]) -> None:
-        policy = {"params": state.params, "stats": state.stats}
-        rest = {"state": state._replace(params=None, stats={})}
+        policy, rest = _policy_and_rest(state)
         writer.save(int(state.update) * self.config.rollout_size, self.config, policy, rest, self.last_score, records)
 
     def _restore(self) -> dict[str, Any]:
         """Take the newest checkpoint's state; returns the logger's."""
-        policy = {"params": self.state.params, "stats": self.state.stats}
-        rest = {"state": self.state._replace(params=None, stats={})}
-        saved = self.writer.restore(None, policy, rest)
-        self.state = saved.run["state"]._replace(params=saved.policy["params"], stats=saved.policy["stats"])
+        saved = self.writer.restore(None, *_policy_and_rest(self.state))
+        rest, (judged, stats) = saved.run["state"], (saved.policy["params"], saved.policy["stats"])
+        if self.state.average is None:
+            self.state = rest._replace(params=judged, stats=stats)
+        else:
+            self.state = rest._replace(average=judged, stats=stats)
         self.best_score, self.last_score = saved.records["best_score"], saved.records["last_score"]
         logger: dict[str, Any] = saved.records["logger"]
         return logger
@@ -307,6 +309,12 @@ class Run:
 
 def _copy(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.copy(), tree)
+
+
+def _policy_and_rest(state: RunState) -> tuple[Any, Any]:
+    """The two items of a checkpoint: what `load_policy` reads, and the rest of the state, without what the first has."""
+    rest = state._replace(params=None, stats={}) if state.average is None else state._replace(average=None, stats={})
+    return {"params": state.judged, "stats": state.stats}, {"state": rest}
 
 
 def final_evaluation(config: Config, directory: Path, logger: MetricsLogger) -> tuple[Report, Path | None]:

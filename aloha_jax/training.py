@@ -30,6 +30,8 @@ class RunState(NamedTuple):
         env: the worlds.
         key: PRNG key of exploration and shuffling.
         update: int32[], updates done.
+        average: running average of `params` over updates (Polyak and Juditsky 1992), which is what is judged and saved; None
+            without `--average-decay`.
     """
 
     params: Any
@@ -38,6 +40,12 @@ class RunState(NamedTuple):
     env: EnvState
     key: jax.Array
     update: jax.Array
+    average: Any = None
+
+    @property
+    def judged(self) -> Any:
+        """The parameters that are judged and saved."""
+        return self.params if self.average is None else self.average
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:
@@ -66,7 +74,8 @@ def init_run(config: Config, env: Env, network: nn.Module | None = None) -> RunS
     inputs = _inputs(config, state.obs, state.privileged)
     stats = {name: RunningStats.create(x.shape[-1]) for name, x in vector_inputs(inputs).items() if config.normalize_obs}
     params = jax.jit(network.init)(params_key, jax.tree.map(lambda x: x[:1], inputs))
-    run = RunState(params, make_optimizer(config).init(params), stats, state, key, jnp.zeros((), jnp.int32))
+    average = params if config.average_decay else None
+    run = RunState(params, make_optimizer(config).init(params), stats, state, key, jnp.zeros((), jnp.int32), average)
     return jax.tree.map(lambda x: x.copy(), run)  # no two leaves share a buffer: `train_step` donates them all
 
 
@@ -97,7 +106,8 @@ def _train_step(
     params = _cap_log_std(config, params, run.update + 1)
     stats = {name: _updated(stats, collected.vectors[name]) for name, stats in run.stats.items()}
     metrics |= collected.episodes | {"learning_rate": opt_state.hyperparams["learning_rate"]}
-    return RunState(params, opt_state, stats, collected.env, key, run.update + 1), metrics
+    average = _averaged(config, run, params)
+    return RunState(params, opt_state, stats, collected.env, key, run.update + 1, average), metrics
 
 
 def _updated(stats: RunningStats, x: jax.Array) -> RunningStats:
@@ -187,6 +197,14 @@ def _cap_log_std(config: Config, params: Any, update: jax.Array) -> Any:
         return params
     cap = _linear(config, update, config.log_std_init, config.log_std_final)
     return {**params, "params": {**params["params"], "log_std": jnp.minimum(params["params"]["log_std"], cap)}}
+
+
+def _averaged(config: Config, run: RunState, params: Any) -> Any:
+    """The running average with one more update in it; over the first ones it follows more closely, to forget where it began."""
+    if run.average is None:
+        return None
+    decay = jnp.minimum(config.average_decay, (1 + run.update) / (10 + run.update))
+    return optax.incremental_update(params, run.average, 1 - decay)
 
 
 def _linear(config: Config, update: jax.Array, first: float, last: float | None) -> jax.Array:

@@ -237,6 +237,24 @@ def test_delta_actions_and_observations_mean_the_same_in_gym_aloha_and_in_our_en
     assert max(levels) >= 2
 
 
+def test_what_is_asked_of_a_grip_is_seen_in_gym_aloha_as_in_training() -> None:
+    config = dataclasses.replace(STATE_ABSOLUTE, physics="exact", grip_tolerance=0.003)
+    witness = Witness(3, config)
+    controller = judge.Controller(cast(Policy, witness))
+    env = make_from_config(config, 1, autoreset=False)
+    state, step = env.reset_from(env.task.start_from_seed(3)[None]), jax.jit(env.step)
+    controller.reset(np.asarray(state.qpos[0]), np.asarray(state.physics.qvel[0]))
+    trained_on = []
+    for _ in range(160):  # to the end of the lift
+        trained_on.append(np.asarray(state.privileged[0]))
+        qpos, qvel = np.asarray(state.qpos[0]), np.asarray(state.physics.qvel[0])
+        observation = {"agent_pos": np.asarray(env.task.agent_pos(state.physics)[0])}
+        state = step(state, controller(observation, qpos, qvel, None)[None])
+    np.testing.assert_allclose(np.array(witness.seen), np.array(trained_on), atol=0.05)
+    grasp = np.array(trained_on)[-1, [57, 57 + 68]]
+    assert ((grasp > 0.3) & (grasp < 0.99)).all()  # not in full: the expert is some millimetres off
+
+
 class Onlooker:
     """Does nothing and remembers everything it saw."""
 

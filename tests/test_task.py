@@ -18,7 +18,7 @@ from scipy import stats  # type: ignore[import-untyped]
 from aloha_jax import expert, scene
 from aloha_jax.engines import Physics, make_engine
 from aloha_jax.tasks import make_task
-from aloha_jax.tasks.insertion import Insertion, Progress, Shaping
+from aloha_jax.tasks.insertion import MEETING_POINT, Insertion, Progress, Shaping
 
 SEEDS = (0, 1, 2, 3)
 SEED_STARTS = np.stack([np.concatenate([START_ARM_POSE, *sample_insertion_pose(seed)]) for seed in SEEDS]).astype(np.float32)
@@ -275,6 +275,30 @@ def test_a_grip_counts_the_less_the_farther_it_is_from_the_nominal_one(expert_re
     expected = np.asarray(held) * (0.3 + 0.7 * np.exp(-1.0))
     np.testing.assert_allclose(strict._holds(displaced, touch), expected, atol=1e-3)
     np.testing.assert_array_equal(plain._holds(displaced, touch), held)
+
+
+def test_carrying_pays_for_an_object_that_is_level_and_where_the_arms_meet(expert_replay: Replay) -> None:
+    model = scene.make_scene(physics="exact")
+    plain, carrying = (make_task("insertion", model, Shaping(carry=carry)) for carry in (0.0, 4.0))
+    physics, progress = at_step(expert_replay, STAGE_ENDS["carry"])
+    geometry, touch = plain.geometry(physics), plain.touches(physics)
+    paid = carrying._potential(geometry, progress.grasp, touch) - plain._potential(geometry, progress.grasp, touch)
+    np.testing.assert_allclose(paid, 4.0 * plain._lift(geometry, progress.grasp) * plain._carry(geometry), atol=1e-4)
+    # Moved to the meeting point, then turned about the vertical by a quarter: both ends 6 cm * sqrt(2) away.
+    there = geometry._replace(
+        position=jnp.broadcast_to(jnp.array(MEETING_POINT), geometry.position.shape),
+        rotation=jnp.broadcast_to(jnp.eye(3), geometry.rotation.shape),
+    )
+    np.testing.assert_allclose(plain._carry(there), 1.0, atol=1e-6)
+    quarter = jnp.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    turned = there._replace(rotation=jnp.broadcast_to(quarter, geometry.rotation.shape))
+    distance = 0.06 * np.sqrt(2)
+    np.testing.assert_allclose(plain._carry(turned), np.mean(1 - np.tanh(np.array([3, 15]) * distance)), rtol=1e-5)
+    assert (plain._carry(turned) < plain._carry(geometry)).all()  # the expert's are 2 cm higher
+    # Where the objects meet, peg and socket are as deep in each other as the pin allows, and straight.
+    lateral, tilt, depth = plain.mating_error(there)
+    np.testing.assert_allclose(np.stack([lateral, tilt]), 0.0, atol=1e-6)
+    np.testing.assert_allclose(depth, 0.038, atol=1e-6)
 
 
 def test_actions_cost_what_they_are_said_to_cost(expert_replay: Replay) -> None:

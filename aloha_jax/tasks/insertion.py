@@ -14,6 +14,7 @@ from gym_aloha.constants import START_ARM_POSE, normalize_puppet_gripper_positio
 from gym_aloha.utils import sample_insertion_pose
 from jax.scipy.spatial.transform import Rotation
 
+from aloha_jax.config import Config
 from aloha_jax.engines import Physics
 from aloha_jax.scene import ARM_QPOS, ARMS, FINGER_QPOS, PEG_QPOS, PEG_QVEL, SOCKET_QPOS, SOCKET_QVEL, Scene
 
@@ -30,6 +31,8 @@ MOUTH, PIN_FACE = 0.06, 0.04  # along the socket's axis from its centre
 OBJECT_HALF_WIDTH = (0.022, 0.010)
 OBJECT_REST_HEIGHT = (0.022, 0.010)
 NOMINAL_GRIP = (-0.03, 0.004)  # of the fingertips' midpoint from the object's centre: along its axis and upward, metres
+# Where each arm is to bring its object's centre, in its own frame: peg and socket are then as deep in each other as when inserted.
+MEETING_POINT = (-0.049, 0.0, 0.13)
 WORKSPACE_LOW, WORKSPACE_HIGH = (-0.45, 0.2, -0.02), (0.45, 0.95, 0.6)  # objects outside of it are lost
 
 
@@ -57,11 +60,18 @@ class Shaping(NamedTuple):
         action_change_cost: what it takes for the squared change of the action.
         grip_tolerance: metres; how far from the nominal grip the fingers may hold an object before the hold counts for little.
             None: any hold near the object's centre counts in full.
+        carry: what it pays for bringing a lifted object, level and facing the other arm, to where the two meet.
     """
 
     action_cost: float = 0.0005
     action_change_cost: float = 0.0
     grip_tolerance: float | None = None
+    carry: float = 0.0
+
+    @classmethod
+    def of(cls, config: Config) -> "Shaping":
+        """What a run's configuration says."""
+        return cls(*(getattr(config, name) for name in cls._fields))
 
 
 class Geometry(NamedTuple):
@@ -219,9 +229,10 @@ class Insertion:
         return hold * (0.3 + 0.7 * jnp.exp(-jnp.square(distance / self.shaping.grip_tolerance)))
 
     def _potential(self, geometry: Geometry, grasp: jax.Array, touch: dict[str, jax.Array]) -> jax.Array:
-        """float32[N, 2]: reach (0..1) + grasp (0..1) + 3 lift (0..3) + joint term (0..8)."""
+        """float32[N, 2]: reach (0..1) + grasp (0..1) + 3 lift (0..3) + carry (0..`shaping.carry`) + joint term (0..8)."""
         lift = self._lift(geometry, grasp)
-        return self._reach(geometry) + grasp + 3.0 * lift + self._mate(geometry, lift)[:, None]
+        potential = self._reach(geometry) + grasp + 3.0 * lift + self._mate(geometry, lift)[:, None]
+        return potential + self.shaping.carry * lift * self._carry(geometry) if self.shaping.carry else potential
 
     def _reach(self, geometry: Geometry) -> jax.Array:
         """float32[N, 2] in 0..1: fingertips on either side of the object, 3 cm toward its outer end and 4 mm up."""
@@ -236,6 +247,18 @@ class Insertion:
         """float32[N, 2] in 0..1: height over rest, full at 6 cm, counted while the object is held."""
         height = geometry.position[..., 2] - jnp.array(OBJECT_REST_HEIGHT)[None]
         return jnp.clip(height / 0.06, 0.0, 1.0) * grasp
+
+    def _carry(self, geometry: Geometry) -> jax.Array:
+        """float32[N, 2] in 0..1: both ends of the arm's object are where they are to be when it meets the other one.
+
+        Unlike `_mate` it asks each arm for something that does not depend on what the other arm does.
+        """
+        axis = HALF_LENGTH * geometry.rotation[..., 0]
+        ends = jnp.stack([geometry.position + axis, geometry.position - axis], axis=2)
+        x, y, z = MEETING_POINT
+        goal = jnp.array([[x + HALF_LENGTH, y, z], [x - HALF_LENGTH, y, z]])
+        distance = jnp.linalg.norm(ends - goal[None, None], axis=-1).mean(axis=-1)
+        return 0.5 * (1.0 - jnp.tanh(3.0 * distance)) + 0.5 * (1.0 - jnp.tanh(15.0 * distance))
 
     def _mate(self, geometry: Geometry, lift: jax.Array) -> jax.Array:
         """float32[N] in 0..8: align (6) and insert (2), counted as far as both objects are lifted."""
