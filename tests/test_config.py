@@ -80,6 +80,8 @@ def test_json_that_lacks_a_setting_takes_its_default() -> None:
         ({"log_std_final": float("-inf")}, "--log-std-final"),
         ({"action_change_cost": -0.1}, "--action-change-cost"),
         ({"action_cost": -0.1}, "--action-cost"),
+        ({"carry": -1.0}, "--carry"),
+        ({"average_decay": 1.0}, "--average-decay"),
         ({"grip_tolerance": 0.0}, "--grip-tolerance"),
         ({"grip_tolerance": float("nan")}, "--grip-tolerance"),
         ({"start_share": 1.5}, "--start-share"),

@@ -40,6 +40,19 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path_factory: pytest.TempPa
     assert_same_run(run, small_run(tmp_path_factory, STATE).directory)
 
 
+def test_a_run_that_keeps_an_average_goes_on_with_both(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
+    directory, flags = tmp_path / "run", (*STATE, "--average-decay", "0.9")
+    train.main([*FLAGS, *flags, "--total-timesteps", "64", "--log-dir", str(directory)])
+    train.main(["--resume", str(directory), "--total-timesteps", "192"])
+    whole = small_run(tmp_path_factory, flags).directory
+    assert_same_run(directory, whole)
+    plain = small_run(tmp_path_factory, STATE).directory
+    # What is saved is the average, not the parameters, which are those of the run without one.
+    averaged, parameters = (checkpoints.load_policy(path / "final_model") for path in (whole, plain))
+    assert checkpoints.digest(averaged.params) != checkpoints.digest(parameters.params)
+    assert checkpoints.digest(averaged.stats) == checkpoints.digest(parameters.stats)
+
+
 def test_sigterm_saves_once_and_the_run_ends_as_if_nothing_had_been(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:

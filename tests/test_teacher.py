@@ -101,6 +101,21 @@ def test_exploration_ends_under_its_cap(env: Env) -> None:
         assert log_std.min() > cap - 0.2
 
 
+def test_the_running_average_follows_the_parameters(env: Env) -> None:
+    config = dataclasses.replace(STUDENT, teacher=None, distill_coef=0.0, ppo_coef=1.0, average_decay=0.25)
+    state = training.init_run(config, env)
+    train_step = training.make_train_step(config, env)
+    expected = jax.tree.map(np.array, state.params)
+    for update in range(4):
+        state, _ = train_step(state)
+        decay = min(0.25, (1 + update) / (10 + update))  # 0.1, 0.18, 0.25, 0.25
+        expected = jax.tree.map(lambda old, new, d=decay: d * old + (1 - d) * np.array(new), expected, state.params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state.average, expected)
+    assert state.judged is state.average
+    moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), state.average, state.params)
+    assert max(jax.tree.leaves(moved)) > 1e-5
+
+
 @pytest.fixture(scope="module")
 def saved(teacher: Policy, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "teacher"
@@ -132,6 +147,15 @@ def test_a_run_starts_from_another_models_parameters(teacher: Policy, saved: Pat
     begun.close()
     for ours, theirs in zip(jax.tree.leaves(begun.state.params), jax.tree.leaves(teacher.params), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_run_from_another_models_parameters_begins_its_average_there_and_compiles_once(saved: Path, tmp_path: Path) -> None:
+    config = dataclasses.replace(TEACHER, init_from=str(saved), average_decay=0.9)
+    begun = run.Run(config, tmp_path, quiet=True)
+    jax.tree.map(np.testing.assert_array_equal, begun.state.average, begun.state.params)
+    begun.train()
+    begun.close()
+    assert begun.train_step._cache_size() == 1  # type: ignore[attr-defined]
 
 
 def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(saved: Path, tmp_path: Path) -> None:
