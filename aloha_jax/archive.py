@@ -14,7 +14,7 @@ import numpy as np
 from aloha_jax import expert
 from aloha_jax.engines import Engine, Physics
 
-NUM_BINS = 14  # one per unit of the arms' mean potential, which ends at 13
+NUM_BINS = 14  # of the arms' mean potential, the last one for its end
 SLOTS = 512  # states per bin; newer ones replace older ones
 RECORD_PROBABILITY = 0.02  # per world and step: some two states per episode, so that a bin holds many episodes
 
@@ -45,10 +45,10 @@ def empty_archive(nq: int, nv: int) -> Archive:
     return Archive(jnp.zeros((*shape, nq)), jnp.zeros((*shape, nv)), jnp.zeros((*shape, 14)), jnp.zeros(NUM_BINS, jnp.int32))
 
 
-def record(archive: Archive, keep: jax.Array, potential: jax.Array, physics: Physics, target: jax.Array) -> Archive:
-    """Record N worlds where bool[N] `keep` holds, by potential float32[N]; a full bin forgets its oldest."""
+def record(archive: Archive, keep: jax.Array, progress: jax.Array, physics: Physics, target: jax.Array) -> Archive:
+    """Record N worlds where bool[N] `keep` holds, by their progress float32[N] in 0..1; a full bin forgets its oldest."""
     num_bins, slots = archive.qpos.shape[:2]
-    bins = jnp.clip(potential.astype(jnp.int32), 0, num_bins - 1)
+    bins = jnp.clip((progress * (num_bins - 1)).astype(jnp.int32), 0, num_bins - 1)
     into = jax.nn.one_hot(bins, num_bins, dtype=jnp.int32) * keep[:, None]
     # Worlds that share a bin take one slot after the other.
     rank = jnp.take_along_axis(jnp.cumsum(into, axis=0), bins[:, None], axis=1)[:, 0] - 1
@@ -95,14 +95,14 @@ def expert_archive(engine: Engine, task: Any, seed: int) -> Archive:
         physics = engine.step(physics, action)
         level, nothing = task.level(physics), jnp.zeros(action.shape[0], bool)
         _, progress = task.dense(physics, progress, level, nothing, jnp.zeros_like(action))
-        return (physics, progress), (physics.qpos, physics.qvel, action, progress.potential.mean(axis=1), level)
+        return (physics, progress), (physics.qpos, physics.qvel, action, progress.potential.mean(axis=1) / task.highest_potential, level)
 
     @jax.jit
     def play(qpos: jax.Array, actions: jax.Array) -> Any:
         physics = engine.reset(qpos, jnp.zeros((qpos.shape[0], model.nv)))
         return jax.lax.scan(step, (physics, task.start_progress(physics)), actions)[1]
 
-    positions, velocities, targets, potential, level = play(qpos, actions)
+    positions, velocities, targets, share, level = play(qpos, actions)
     solved = level == task.num_levels
     before = jnp.cumsum(solved, axis=0) == 0
     keep = before & (solved.any(axis=0) | misses)[None] & (jnp.arange(len(actions)) % EXPERT_STRIDE == 0)[:, None]
@@ -113,7 +113,7 @@ def expert_archive(engine: Engine, task: Any, seed: int) -> Archive:
     physics = Physics(None, flat(positions), flat(velocities), None)
     # In random order: a bin that overflows should hold states of all episodes, not of the last ones.
     order = rng.permutation(keep.size)
-    shuffled = jax.tree.map(lambda x: x[order], (flat(keep), flat(potential), physics, flat(targets)))
+    shuffled = jax.tree.map(lambda x: x[order], (flat(keep), flat(share), physics, flat(targets)))
     return jax.jit(record)(empty_archive(model.nq, model.nv), *shuffled)
 
 

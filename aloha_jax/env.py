@@ -213,8 +213,8 @@ class Env:
         assert state.archive is not None
         keys, record_keys = _split(state.key)
         chosen = jax.vmap(jax.random.uniform)(record_keys) < RECORD_PROBABILITY
-        potential = state.progress.potential.mean(axis=1)
-        archive = record(state.archive, chosen & ~state.done, potential, state.physics, state.target)
+        progress = state.progress.potential.mean(axis=1) / self.task.highest_potential
+        archive = record(state.archive, chosen & ~state.done, progress, state.physics, state.target)
         return state._replace(key=keys, archive=archive)
 
     def _reward(

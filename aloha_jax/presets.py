@@ -32,6 +32,15 @@ _STATE = Config(
 
 PRESETS: dict[str, Config] = {
     "state": _STATE,
+    # Nothing of the scripted expert: what its states show, a potential has to say.
+    "scratch": dataclasses.replace(
+        _STATE,
+        preset="scratch",
+        start_states="task",
+        carry=4.0,
+        average_decay=0.98,
+        total_timesteps=5_000_000,
+    ),
     # DAgger: needs --teacher.
     "pixels": dataclasses.replace(
         _STATE,
