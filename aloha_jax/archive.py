@@ -95,7 +95,8 @@ def expert_archive(engine: Engine, task: Any, seed: int) -> Archive:
         physics = engine.step(physics, action)
         level, nothing = task.level(physics), jnp.zeros(action.shape[0], bool)
         _, progress = task.dense(physics, progress, level, nothing, jnp.zeros_like(action))
-        return (physics, progress), (physics.qpos, physics.qvel, action, progress.potential.mean(axis=1) / task.highest_potential, level)
+        share = progress.potential.mean(axis=1) / task.highest_potential
+        return (physics, progress), (physics.qpos, physics.qvel, action, share, level)
 
     @jax.jit
     def play(qpos: jax.Array, actions: jax.Array) -> Any:

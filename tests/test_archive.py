@@ -23,7 +23,9 @@ def recorded(*steps: tuple[list[float], list[bool], list[float]]) -> Archive:
     found = empty_archive(30, 28)
     for numbers, keep, potential in steps:
         physics = worlds(*numbers)
-        found = jax.jit(record)(found, jnp.array(keep), jnp.array(potential) / (archive.NUM_BINS - 1), physics, 100 * physics.qpos[:, :14])
+        found = jax.jit(record)(
+            found, jnp.array(keep), jnp.array(potential) / (archive.NUM_BINS - 1), physics, 100 * physics.qpos[:, :14]
+        )
     return found
 
 

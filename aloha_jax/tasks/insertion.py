@@ -31,7 +31,7 @@ MOUTH, PIN_FACE = 0.06, 0.04  # along the socket's axis from its centre
 OBJECT_HALF_WIDTH = (0.022, 0.010)
 OBJECT_REST_HEIGHT = (0.022, 0.010)
 NOMINAL_GRIP = (-0.03, 0.004)  # of the fingertips' midpoint from the object's centre: along its axis and upward, metres
-# Where each arm is to bring its object's centre, in its own frame: peg and socket are then as deep in each other as when inserted.
+# Where each arm is to bring its object's centre, in its own frame; peg and socket are then as deep in each other as if inserted.
 MEETING_POINT = (-0.049, 0.0, 0.13)
 WORKSPACE_LOW, WORKSPACE_HIGH = (-0.45, 0.2, -0.02), (0.45, 0.95, 0.6)  # objects outside of it are lost
 
