@@ -38,9 +38,6 @@ PRESETS: dict[str, Config] = {
         preset="scratch",
         start_states="task",
         carry=4.0,
-        average_decay=0.99,
-        # With 256 worlds, a quarter of the updates, one seed of two did not find the objects in a million steps.
-        n_envs=64,
         total_timesteps=5_000_000,
     ),
     # DAgger: needs --teacher.
