@@ -163,13 +163,19 @@ def test_a_storage_error_names_the_file_and_the_remedy(capsys: pytest.CaptureFix
 
 def test_ctrl_c_during_the_imports_prints_no_traceback() -> None:
     command = [sys.executable, "-X", "importtime", str(ROOT / "train.py")]
+    # A suite that a script runs in the background ignores Ctrl-C, as would, rightly, a training that it starts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stderr is not None
-        while "aloha_jax.startup" not in process.stderr.readline():
-            assert process.poll() is None
-        process.stderr.readline()  # the next module is there, and seconds of others are to come
-        process.send_signal(signal.SIGINT)
-        printed, errors = process.communicate()
+        try:
+            assert process.stderr is not None
+            while "aloha_jax.startup" not in process.stderr.readline():
+                assert process.poll() is None
+            process.stderr.readline()  # the next module is there, and seconds of others are to come
+            process.send_signal(signal.SIGINT)
+            printed, errors = process.communicate()
+        finally:
+            process.kill()
+            signal.signal(signal.SIGINT, before)
     assert process.returncode == -signal.SIGINT  # of which shells make 130
     assert printed == ""
     assert "Traceback" not in errors
