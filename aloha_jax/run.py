@@ -283,11 +283,8 @@ class Run:
     def _restore(self) -> dict[str, Any]:
         """Take the newest checkpoint's state; returns the logger's."""
         saved = self.writer.restore(None, *_policy_and_rest(self.state))
-        rest, (judged, stats) = saved.run["state"], (saved.policy["params"], saved.policy["stats"])
-        if self.state.average is None:
-            self.state = rest._replace(params=judged, stats=stats)
-        else:
-            self.state = rest._replace(average=judged, stats=stats)
+        judged = {self.state.judged_field: saved.policy["params"]}
+        self.state = saved.run["state"]._replace(stats=saved.policy["stats"], **judged)
         self.best_score, self.last_score = saved.records["best_score"], saved.records["last_score"]
         logger: dict[str, Any] = saved.records["logger"]
         return logger
@@ -313,7 +310,8 @@ def _copy(tree: Any) -> Any:
 
 def _policy_and_rest(state: RunState) -> tuple[Any, Any]:
     """The two items of a checkpoint: what `load_policy` reads, and the rest of the state, without what the first has."""
-    rest = state._replace(params=None, stats={}) if state.average is None else state._replace(average=None, stats={})
+    judged: dict[str, Any] = {state.judged_field: None}
+    rest = state._replace(stats={}, **judged)
     return {"params": state.judged, "stats": state.stats}, {"state": rest}
 
 

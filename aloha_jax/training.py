@@ -43,9 +43,14 @@ class RunState(NamedTuple):
     average: Any = None
 
     @property
+    def judged_field(self) -> str:
+        """Which of `params` and `average` is judged and saved."""
+        return "params" if self.average is None else "average"
+
+    @property
     def judged(self) -> Any:
         """The parameters that are judged and saved."""
-        return self.params if self.average is None else self.average
+        return getattr(self, self.judged_field)
 
 
 def make_optimizer(config: Config) -> optax.GradientTransformation:

@@ -172,6 +172,11 @@ class Insertion:
             rotation=rotation,
         )
 
+    @property
+    def highest_potential(self) -> float:
+        """What either arm's potential is when the peg is inserted."""
+        return 13.0 + self.shaping.carry
+
     def start_progress(self, physics: Physics) -> Progress:
         """Progress of fresh worlds."""
         geometry, touch = self.geometry(physics), self.touches(physics)
@@ -247,11 +252,6 @@ class Insertion:
         """float32[N, 2] in 0..1: height over rest, full at 6 cm, counted while the object is held."""
         height = geometry.position[..., 2] - jnp.array(OBJECT_REST_HEIGHT)[None]
         return jnp.clip(height / 0.06, 0.0, 1.0) * grasp
-
-    @property
-    def highest_potential(self) -> float:
-        """What either arm's potential is when the peg is inserted."""
-        return 13.0 + self.shaping.carry
 
     def _carry(self, geometry: Geometry) -> jax.Array:
         """float32[N, 2] in 0..1: both ends of the arm's object are where they are to be when it meets the other one.
