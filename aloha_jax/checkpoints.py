@@ -6,6 +6,7 @@ configuration, the records' state and both digests. Arrays and JSON, nothing els
 """
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import inspect
@@ -223,6 +224,18 @@ def load_teacher(config: Config) -> Policy | None:
         if theirs != ours:
             raise ConfigError(f"--teacher {config.teacher} was trained with --{name} {theirs}, this run has {ours}")
     return teacher
+
+
+def with_teachers_grip(config: Config) -> Config:
+    """`config` with its teacher's `grip_tolerance` unless it has its own: the teacher observes the grip measured by it.
+
+    Raises:
+        CheckpointError, ConfigError: as `load_teacher`.
+    """
+    teacher = load_teacher(config)
+    if teacher is None or config.grip_tolerance is not None:
+        return config
+    return dataclasses.replace(config, grip_tolerance=teacher.config.grip_tolerance)
 
 
 def load_initial(config: Config) -> Policy | None:

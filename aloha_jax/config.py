@@ -72,7 +72,8 @@ class Config:
     action_change_cost: float = 0.0
     """What the dense reward takes for the squared change of the action (0.01 makes a policy that succeeds smooth)."""
     grip_tolerance: float | None = None
-    """Metres; a hold that far from the nominal grip counts for little in the dense reward. None: any hold counts in full."""
+    """Metres; a hold that far from the nominal grip counts for little in the dense reward. None: any hold counts in full, or
+    with --teacher, as the teacher's training had it."""
     carry: float = 0.0
     """What the dense reward pays for bringing a lifted object, level and facing the other arm, to where the two meet."""
     engine: Literal["auto", "c", "mjx"] = "auto"

@@ -333,6 +333,7 @@ def execute(config: Config, resume: bool = False) -> Path:
     """Train as configured, judge the result and print where everything is; returns the run directory."""
     if not resume:
         check_directory(config)
+        config = checkpoints.with_teachers_grip(config)
     require_memory(config)
     if config.final_eval_episodes:
         judge.require_judge()

@@ -166,7 +166,8 @@ def what_is_left(directory: Path, wanted: list[str]) -> list[str] | None:
     """
     if not (directory / "config.json").exists():
         return wanted
-    saved, (config, _) = Config.load(directory / "config.json"), cli.parse_config(wanted)
+    saved = Config.load(directory / "config.json")
+    config = checkpoints.with_teachers_grip(cli.parse_config(wanted)[0])
     for field in dataclasses.fields(Config):
         old, new = getattr(saved, field.name), getattr(config, field.name)
         if old != new and field.name not in INCIDENTAL:

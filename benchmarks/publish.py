@@ -15,8 +15,6 @@ import tyro
 from aloha_jax import checkpoints, evaluation, judge
 from aloha_jax.policy import Policy
 
-SEED = 3_000_000  # evaluations of a run and after it start from other seeds
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flags:
@@ -30,6 +28,8 @@ class Flags:
     """What to call the teacher, if there was one."""
     n_episodes: int = 500
     """Episodes in gym_aloha."""
+    seed: int = 3_000_000
+    """Seed of the first episode; evaluations of a run and after it start from others."""
     num_workers: int = 1
     """Processes that run them side by side."""
 
@@ -53,7 +53,7 @@ def main(flags: Flags) -> None:
 
     video = flags.to / "insertion.mp4"
     report = evaluation.evaluate(
-        policy, "gym_aloha", flags.n_episodes, SEED, video=video, num_workers=flags.num_workers, on_episode=count
+        policy, "gym_aloha", flags.n_episodes, flags.seed, video=video, num_workers=flags.num_workers, on_episode=count
     )
     report.write(flags.to / "report.json")
     print(

@@ -130,6 +130,20 @@ def test_a_saved_teacher_is_the_teacher(teacher: Policy, saved: Path) -> None:
     np.testing.assert_array_equal(loaded.act(obs), teacher.act(obs))
 
 
+def test_a_run_measures_the_grip_as_its_teachers_did_unless_told_otherwise(teacher: Policy, tmp_path: Path) -> None:
+    strict = Policy(dataclasses.replace(teacher.config, grip_tolerance=0.006), teacher.params, teacher.stats)
+    checkpoints.save_model(tmp_path / "teacher", strict)
+    config = dataclasses.replace(
+        STUDENT, teacher=str(tmp_path / "teacher"), log_dir=str(tmp_path / "run"), total_timesteps=128, final_eval_episodes=0
+    )
+    run.execute(config)
+    assert Config.load(tmp_path / "run" / "config.json").grip_tolerance == 0.006
+    own = dataclasses.replace(config, grip_tolerance=0.02)
+    assert checkpoints.with_teachers_grip(own) == own
+    alone = dataclasses.replace(STUDENT, teacher=None, distill_coef=0.0, ppo_coef=1.0)
+    assert checkpoints.with_teachers_grip(alone) == alone
+
+
 def test_teachers_that_do_not_fit_are_refused(saved: Path, tmp_path: Path) -> None:
     blind = dataclasses.replace(PRESETS["smoke"], obs="pixels", privileged_critic=False)
     checkpoints.save_model(tmp_path / "blind", Policy(blind, init_params(blind, jax.random.key(0)), init_stats(blind)))
