@@ -6,6 +6,7 @@
 Runs of one label are one line, their mean, in a band from the lowest to the highest; its minutes are their mean, too. What is
 drawn are the evaluations during training (eval/evaluations.csv). A run that kept only progress.csv, as those in pretrained/, is a
 dashed line of its training episodes, which have noise and may start in easier states; their level 3 was not recorded.
+It also prints when each line first reached 50, 90 and 95 % success.
 """
 
 import dataclasses
@@ -23,6 +24,7 @@ from aloha_jax import plots
 
 TITLES = {"success": "success (level 4)", "level 3": "level 3 reached"}
 TRAINING = " (training episodes)"
+MARKS = (0.5, 0.9, 0.95)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -137,11 +139,23 @@ def draw(lines: dict[str, Line]) -> Figure:
     return figure
 
 
+def table(lines: dict[str, Line]) -> str:
+    """Markdown: environment steps and minutes at the first point where each line's mean success is at least each of `MARKS`."""
+    rows = [["success", *(f"{mark:.0%}" for mark in MARKS)], ["---"] * (1 + len(MARKS))]
+    for label, line in lines.items():
+        first = [np.flatnonzero(line.shares["success"].mean(axis=0) >= mark)[:1] for mark in MARKS]
+        cells = [f"{line.env_steps[i[0]] / 1e6:.2f} M, {line.minutes[i[0]]:.0f} min" if i.size else "not reached" for i in first]
+        rows.append([label, *cells])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
 def main(flags: Flags) -> None:
-    figure = draw(lines_of(flags.runs))
+    lines = lines_of(flags.runs)
+    figure = draw(lines)
     flags.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(flags.out, dpi=120)
     plt.close(figure)
+    print(table(lines))
 
 
 if __name__ == "__main__":

@@ -73,11 +73,21 @@ def test_panels_have_mean_and_band_over_steps_and_minutes(runs: Path) -> None:
     plt.close(figure)
 
 
-def test_it_draws_a_picture(runs: Path) -> None:
+def test_the_table_says_when_success_was_first_reached(tmp_path: Path) -> None:
+    evaluated(tmp_path / "0", (0, 0, 0.0, 0.0), (100_000, 60, 0.5, 1.0), (200_000, 120, 0.4, 1.0), (300_000, 180, 0.92, 1.0))
+    evaluated(tmp_path / "1", (0, 0, 0.0, 0.0), (100_000, 120, 0.4, 1.0), (200_000, 240, 0.7, 1.0), (300_000, 300, 0.9, 1.0))
+    rows = curves.table(curves.lines_of((f"one={tmp_path}/0", f"both={tmp_path}/*"))).splitlines()
+    assert rows[0] == "| success | 50% | 90% | 95% |"
+    assert rows[2] == "| one | 0.10 M, 1 min | 0.30 M, 3 min | not reached |"
+    assert rows[3] == "| both | 0.20 M, 3 min | 0.30 M, 4 min | not reached |"
+
+
+def test_it_draws_a_picture(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = runs / "images" / "curves.png"
     curves.main(curves.Flags(runs=(f"a={runs}/a/0", f"a={runs}/a/1"), out=out))
     with Image.open(out) as image:
         assert image.width > 1000
+    assert "| a | 0.20 M, 3 min | not reached | not reached |" in capsys.readouterr().out
     curves.main(curves.Flags(runs=(f"b={runs}/b",), out=out))  # no level 3: one row
     with Image.open(out) as image:
         assert image.height < 500
