@@ -333,12 +333,14 @@ def execute(config: Config, resume: bool = False) -> Path:
     """Train as configured, judge the result and print where everything is; returns the run directory."""
     if not resume:
         check_directory(config)
-        config = checkpoints.with_teachers_grip(config)
     require_memory(config)
     if config.final_eval_episodes:
         judge.require_judge()
     # What is missing shows before anything is deleted or written.
-    checkpoints.load_teacher(config)
+    if resume:
+        checkpoints.load_teacher(config)  # it goes on under the saved configuration
+    else:
+        config = checkpoints.with_teachers_grip(config)
     checkpoints.load_initial(config)
     env = make_from_config(config)
     directory = Path(config.log_dir)

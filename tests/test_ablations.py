@@ -16,6 +16,7 @@ from aloha_jax.presets import PRESETS
 from benchmarks import ablations
 from benchmarks.ablations import ABLATIONS, Flags
 
+PRETRAINED = Path(__file__).parents[1] / "pretrained"
 PURE_PPO = {"ppo_coef": 1.0, "distill_coef": 0.0, "teacher_mix": 0.0, "teacher": None}
 AS_STATE = {
     **{"log_std_init": -0.7, "log_std_final": -1.7, "n_epochs": 4},
@@ -132,6 +133,15 @@ def test_what_is_finished_is_left_and_what_was_cut_off_goes_on(tmp_path: Path) -
     other = ablations.train_flags(dataclasses.replace(flags, total_timesteps=2000), "state", 0)
     with pytest.raises(ConfigError, match="was trained with --total-timesteps 1000, not 2000"):
         ablations.what_is_left(directory, other)
+
+
+def test_a_finished_run_that_took_its_teachers_grip_is_left(tmp_path: Path) -> None:
+    flags = Flags(out=tmp_path, teacher=str(PRETRAINED / "insertion-scratch"))
+    directory, wanted = flags.directory("pixels", 0), ablations.train_flags(flags, "pixels", 0)
+    (directory / "final_model").mkdir(parents=True)
+    trained = dataclasses.replace(configuration(flags, "pixels"), grip_tolerance=0.006)  # as `run.execute` wrote it down
+    (directory / "config.json").write_text(trained.to_json())
+    assert ablations.what_is_left(directory, wanted) is None
 
 
 @pytest.fixture
