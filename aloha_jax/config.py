@@ -86,6 +86,8 @@ class Config:
     """Where pixels come from: OpenGL, ray tracing on the learner's device; auto: where the physics is, else what works here."""
     render_quality: Literal["fast", "shadows", "exact"] = "fast"
     """Cheap visuals, the same with coarse shadows (half the speed), or gym_aloha's own (slow)."""
+    double_buffer: bool = True
+    """Whether OpenGL draws one half of the worlds while the other half decides and moves."""
     episode_length: int = 300
     """Control steps (50 Hz) after which an episode is truncated; gym_aloha's is 300."""
     start_states: Literal["task", "expert", "archive"] = "task"

@@ -13,10 +13,10 @@ from aloha_jax.config import Config
 from aloha_jax.engines import Engine, Physics, make_engine
 from aloha_jax.env_state import EnvState, Episode, Moment, Observation, Start
 from aloha_jax.pixels import Renderer, make_renderer
-from aloha_jax.pixels.ended import render_now_and_ended
 from aloha_jax.scene import FRAME_SHAPE
 from aloha_jax.tasks import TASKS, make_task
 from aloha_jax.tasks.insertion import Progress, Shaping
+from aloha_jax.views import Views
 
 __all__ = ["Env", "EnvState", "Episode", "Observation", "make", "make_from_config"]
 
@@ -58,7 +58,8 @@ class Env:
         self.task = make_task(task_name, engine.scene, shaping)
         self.obs, self.action, self.reward = obs, action, reward
         self.autoreset, self.episode_length = autoreset, episode_length
-        self.observe_target, self.lags = observe_target, history if obs == "pixels_agent_pos" else ()
+        self._views = Views(self.task, obs, renderer, observe_target, history)
+        self.observe_target, self.lags = observe_target, self._views.lags
         self.target_low, self.target_high = target_limits(engine)
         self.start_share, self.records = start_share, start_states == "archive"
         self.initial_archive: Archive | None = None
@@ -85,9 +86,32 @@ class Env:
 
     def step(self, state: EnvState, action: ArrayLike) -> EnvState:
         """One control step (0.02 s) with float[N, 14] actions."""
+        after, now, final = self._advance(state, action)
+        obs, final_obs = self._views.now_and_ended(now, final, after.done & self.autoreset)
+        return after._replace(obs=obs, final_obs=final_obs)
+
+    @property
+    def draws_ahead(self) -> bool:
+        """Whether a step can be taken as `begin_step` and `end_step`, with something else to do in between."""
+        return self._views.draws_ahead
+
+    def begin_step(self, state: EnvState, action: ArrayLike) -> tuple[EnvState, jax.Array]:
+        """A step whose pictures are being drawn: worlds whose observations lack them, and a ticket for `end_step`."""
+        after, now, final = self._advance(state, action)
+        obs, final_obs, ticket = self._views.ask(now, final, after.done & self.autoreset)
+        return after._replace(obs=obs, final_obs=final_obs), ticket
+
+    def end_step(self, begun: EnvState, ticket: jax.Array, after: jax.Array) -> EnvState:
+        """Wait for the pictures of a step, but not before the array `after` has been computed."""
+        obs, final_obs = self._views.receive(begun.obs, begun.final_obs, ticket, len(begun.clock), after)
+        return begun._replace(obs=obs, final_obs=final_obs)
+
+    def _advance(self, state: EnvState, action: ArrayLike) -> tuple[EnvState, Moment, Moment]:
+        """Everything of a step but the observations, and what those are made of: now, and before any reset."""
         action = jnp.asarray(action, jnp.float32)
-        if action.shape != (self.num_envs, 14):
-            raise ValueError(f"step wants actions of shape {(self.num_envs, 14)}, not {action.shape}")
+        expected = (state.reward.shape[0], 14)
+        if action.shape != expected:
+            raise ValueError(f"step wants actions of shape {expected}, not {action.shape}")
         target = self.next_target(state.target, self.task.agent_pos(state.physics), action)
         physics = self.engine.step(state.physics, target)
         invalid = ~jnp.isfinite(physics.qpos).all(axis=1) | ~(jnp.abs(physics.qvel) < 1e3).all(axis=1)
@@ -118,7 +142,7 @@ class Env:
             episode=self._episode(state, reward, level),
             task_start=state.next_task_start,
         )
-        return self._observe_and_reset(self._record(after) if self.records else after)
+        return self._reset_ended(self._record(after) if self.records else after)
 
     def next_target(self, target: jax.Array, agent_pos: jax.Array, action: jax.Array) -> jax.Array:
         """Control targets float32[N, 14] from the last ones, the measured joints and an action (itself, if absolute)."""
@@ -135,7 +159,7 @@ class Env:
         privileged = self._privileged(physics, target, progress)
         memory = history.start(target, self.lags)
         now = Moment(physics, target, privileged, memory)
-        obs, _ = self._observe(now, now, jnp.zeros(num_worlds, bool))
+        obs = self._views.now(now)
         return EnvState(
             physics=physics,
             target=target,
@@ -160,16 +184,14 @@ class Env:
             archive=self.initial_archive,
         )
 
-    def _observe_and_reset(self, state: EnvState) -> EnvState:
-        """Fill in the final observation, start new episodes where one has ended, and observe those."""
+    def _reset_ended(self, state: EnvState) -> tuple[EnvState, Moment, Moment]:
+        """Start new episodes where one has ended: the worlds, and what there is to observe of them now and before."""
         final = state.physics
         final_privileged = self._privileged(final, state.target, state.progress)
         before = Moment(final, state.target, final_privileged, state.history)
         if not self.autoreset:
-            obs, _ = self._observe(before, before, jnp.zeros_like(state.done))
-            return state._replace(
-                obs=obs, privileged=final_privileged, final_obs=obs, final_privileged=final_privileged, final_qpos=final.qpos
-            )
+            after = state._replace(privileged=final_privileged, final_privileged=final_privileged, final_qpos=final.qpos)
+            return after, before, before
         done = state.done
         keys, start_keys = _split(state.key)
         start = jax.vmap(self._sample_start, in_axes=(None, 0))(state.archive, start_keys)
@@ -180,21 +202,19 @@ class Env:
         old = (state.target, state.progress, state.clock, state.next_task_start, state.history)
         target, progress, clock, next_task_start, memory = _choose(done, fresh, old)
         privileged = self._privileged(physics, target, progress)
-        obs, final_obs = self._observe(Moment(physics, target, privileged, memory), before, done)
-        return state._replace(
+        after = state._replace(
             physics=physics,
             target=target,
             progress=progress,
             clock=clock,
             key=keys,
-            obs=obs,
             privileged=privileged,
-            final_obs=final_obs,
             final_privileged=final_privileged,
             final_qpos=final.qpos,
             next_task_start=next_task_start,
             history=memory,
         )
+        return after, Moment(physics, target, privileged, memory), before
 
     def _sample_start(self, archive: Archive | None, key: jax.Array) -> Start:
         """How one world's next episode begins."""
@@ -237,24 +257,6 @@ class Env:
 
     def _privileged(self, physics: Physics, target: jax.Array, progress: Progress) -> jax.Array:
         return self.task.features(physics, target, progress)
-
-    def _observe(self, now: Moment, final: Moment, done: jax.Array) -> tuple[Observation, Observation]:
-        """Observations of worlds now and before their reset; the two differ only where `done`."""
-        if self.obs == "state":
-            return now.privileged, final.privileged
-        assert self.renderer is not None
-        pixels, final_pixels = render_now_and_ended(self.renderer, now.physics.qpos, final.physics.qpos, done)
-        if self.obs == "pixels":
-            return pixels, final_pixels
-        views = []
-        for frames, scene in ((pixels, now), (final_pixels, final)):
-            view = {"pixels": frames, "agent_pos": self.task.agent_pos(scene.physics)}
-            if self.observe_target:
-                view["target"] = scene.target
-            if scene.history is not None:
-                view["history"] = history.recall(scene.history, self.lags)
-            views.append(view)
-        return views[0], views[1]
 
 
 def _split(keys: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from aloha_jax import networks, ppo
+from aloha_jax import ppo
 from aloha_jax.config import Config
-from aloha_jax.env import Env, EnvState, Observation
-from aloha_jax.networks import RunningStats, as_inputs, normalize_inputs, vector_inputs
-from aloha_jax.policy import Policy, act, clip_action, make_network
-from aloha_jax.ppo import Coefficients, Hyperparameters, Transition
+from aloha_jax.env import Env, EnvState
+from aloha_jax.networks import RunningStats, vector_inputs
+from aloha_jax.policy import Policy, make_network
+from aloha_jax.ppo import Coefficients, Hyperparameters
+from aloha_jax.rollout import Collector, PipelinedCollector, inputs_of
 
 # Bounds and factor of the adaptive learning rate (Schulman et al. 2017 adapt a KL penalty the same way, section 4).
 LEARNING_RATE_BOUNDS, LEARNING_RATE_FACTOR = (1e-5, 2e-3), 1.2
@@ -76,7 +77,7 @@ def init_run(config: Config, env: Env, network: nn.Module | None = None) -> RunS
     params_key, env_key, clock_key, key = jax.random.split(jax.random.key(config.seed), 4)
     state = jax.jit(env.reset)(env_key)
     state = state._replace(clock=jax.random.randint(clock_key, (env.num_envs,), 0, env.episode_length))
-    inputs = _inputs(config, state.obs, state.privileged)
+    inputs = inputs_of(config, state.obs, state.privileged)
     stats = {name: RunningStats.create(x.shape[-1]) for name, x in vector_inputs(inputs).items() if config.normalize_obs}
     params = jax.jit(network.init)(params_key, jax.tree.map(lambda x: x[:1], inputs))
     average = params if config.average_decay else None
@@ -99,7 +100,7 @@ def _train_step(
     optimizer, hp = make_optimizer(config), hyperparameters(config)
     key, rollout_key, update_key = jax.random.split(run.key, 3)
     opt_state = _schedule(config, run)
-    collected = rollout(config, env, network, run, rollout_key, teacher)
+    collected = make_collector(config, env, network, run, teacher).rollout(run.env, rollout_key)
     batch = ppo.make_batch(collected.transitions, collected.last_value, config.gamma, config.gae_lambda)
     apply: Any = network.apply
     distill = _linear(config, run.update, config.distill_coef, config.distill_coef_final)
@@ -120,80 +121,12 @@ def _updated(stats: RunningStats, x: jax.Array) -> RunningStats:
     return jax.tree.map(lambda new, old: jnp.where(jnp.isfinite(x).all(), new, old), stats.update(x), stats)
 
 
-class Rollout(NamedTuple):
-    """What `rollout` collected.
-
-    Attributes:
-        env: the worlds after it.
-        transitions: [T, N, ...].
-        last_value: V of the last observation, [N].
-        vectors: the vector inputs before normalisation, float32[T, N, size] each.
-        episodes: sums over the episodes that ended.
-    """
-
-    env: EnvState
-    transitions: Transition
-    last_value: jax.Array
-    vectors: dict[str, jax.Array]
-    episodes: dict[str, jax.Array]
-
-
-def rollout(
-    config: Config, env: Env, network: nn.Module, run: RunState, key: jax.Array, teacher: Policy | None = None
-) -> Rollout:
-    """`config.n_steps` steps of every world under the policy of `run`, in which the teacher takes a share of the actions."""
-    apply: Any = network.apply
+def make_collector(config: Config, env: Env, network: nn.Module, run: RunState, teacher: Policy | None = None) -> Collector:
+    """The current policy in its worlds, and how they are stepped."""
     mix = _linear(config, run.update, config.teacher_mix, config.teacher_mix_final)
-
-    def value_of(inputs: dict[str, jax.Array]) -> Any:
-        return network.apply(run.params, inputs, method="value")
-
-    def step(state: EnvState, key: jax.Array) -> tuple[EnvState, Any]:
-        raw = _inputs(config, state.obs, state.privileged)
-        inputs = normalize_inputs(raw, run.stats)
-        distribution, value = apply(run.params, inputs)
-        action_key, mix_key = jax.random.split(key)
-        action = networks.sample(distribution, action_key)
-        log_prob = networks.log_prob(distribution, action)
-        executed, own, teacher_action = clip_action(config, action), None, None
-        if teacher is not None:
-            teacher_action = act(teacher.config, teacher.params, teacher.stats, state.privileged, None)
-            own = jax.random.uniform(mix_key, (env.num_envs,)) >= mix
-            executed = jnp.where(own[:, None], executed, teacher_action)
-        after = env.step(state, executed)
-        # Only truncated episodes need the value of where they ended, and most steps truncate none.
-        final_value = jax.lax.cond(
-            after.truncated.any(),
-            lambda: value_of(normalize_inputs(_inputs(config, after.final_obs, after.final_privileged), run.stats)),
-            lambda: jnp.zeros_like(value),
-        )
-        reward = after.arm_reward if value.ndim == 2 else after.reward
-        ends = (after.terminated, after.truncated)
-        transition = Transition(inputs, action, log_prob, value, final_value, reward, *ends, own, teacher_action)
-        return after, (transition, vector_inputs(raw), _episode_sums(after))
-
-    state, (transitions, raw, episodes) = jax.lax.scan(step, run.env, jax.random.split(key, config.n_steps))
-    last_value = value_of(normalize_inputs(_inputs(config, state.obs, state.privileged), run.stats))
-    return Rollout(state, transitions, last_value, raw, jax.tree.map(lambda x: x.sum(axis=0), episodes))
-
-
-def _inputs(config: Config, obs: Observation, privileged: jax.Array) -> dict[str, jax.Array]:
-    """What the networks see: the observation, and the simulator's state if a privileged critic does not see it anyway."""
-    return as_inputs(obs, privileged if config.privileged_critic and config.has_pixels else None)
-
-
-def _episode_sums(state: EnvState) -> dict[str, jax.Array]:
-    """Sums over the worlds whose episode from a start of the task has just ended, for means over any number of steps."""
-    ended = state.done & state.task_start
-    sums = {
-        "episodes": ended,
-        "episode_reward": ended * state.episode.total_reward,
-        "episode_length": ended * state.episode.length,
-        "episode_level": ended * state.episode.best_level,
-        "episode_success": ended * (state.level == 4),
-        "invalid_worlds": state.invalid,
-    }
-    return {name: x.sum().astype(jnp.float32) for name, x in sums.items()}
+    pipelined = env.draws_ahead and config.n_envs % 2 == 0 and config.start_states != "archive"
+    kind = PipelinedCollector if pipelined and config.double_buffer else Collector
+    return kind(config, env, network, run.params, run.stats, teacher, mix)
 
 
 def _cap_log_std(config: Config, params: Any, update: jax.Array) -> Any:

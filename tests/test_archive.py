@@ -112,8 +112,8 @@ def test_an_archived_start_is_the_recorded_state(recording: tuple) -> None:
 def test_an_episode_is_not_paid_for_what_was_there_when_it_began(expert_states: Archive) -> None:
     """Held objects in the air: their potential is no reward of the first step, nor their level a first one."""
     env = aloha_jax.make(num_envs=8, action="delta", reward="dense")
-    count = min(int(expert_states.recorded[6]), 8)
-    qpos = expert_states.qpos[6, jnp.arange(8) % count]
+    count = min(int(expert_states.recorded[8]), 8)
+    qpos = expert_states.qpos[8, jnp.arange(8) % count]
     state = jax.jit(env.reset_from)(qpos)
     assert (state.level >= 1).all()
     np.testing.assert_array_equal(state.progress.best_level, state.level)

@@ -59,7 +59,8 @@ def test_the_teacher_acts_in_its_share_of_the_steps(teacher: Policy, env: Env, m
     config = dataclasses.replace(STUDENT, teacher_mix=mix)
     state = training.init_run(config, env)
     start, key = jax.tree.map(lambda x: x.copy(), state.env), jax.random.key(0)
-    collected = jax.jit(lambda state: training.rollout(config, env, make_network(config), state, key, teacher))(state)
+    collect = jax.jit(lambda run: training.make_collector(config, env, make_network(config), run, teacher).rollout(run.env, key))
+    collected = collect(state)
     transitions = collected.transitions
     assert transitions.own is not None
     assert transitions.teacher_action is not None
@@ -78,7 +79,8 @@ def test_a_share_in_between_is_that_share(teacher: Policy, env: Env) -> None:
     network = make_network(config)
 
     def own(state: RunState) -> jax.Array:
-        chosen = training.rollout(config, env, network, state, jax.random.key(0), teacher).transitions.own
+        collector = training.make_collector(config, env, network, state, teacher)
+        chosen = collector.rollout(state.env, jax.random.key(0)).transitions.own
         assert chosen is not None
         return chosen
 

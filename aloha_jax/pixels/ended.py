@@ -1,5 +1,6 @@
 """Pictures of worlds now and, where an episode has just ended, before their reset: as few of them twice as possible."""
 
+import functools
 from typing import Any
 
 import jax
@@ -48,12 +49,15 @@ def _on_device(renderer: DeviceRenderer, qpos: jax.Array, final_qpos: jax.Array,
 
 
 def _on_host(renderer: Renderer, qpos: jax.Array, final_qpos: jax.Array, ended: jax.Array) -> tuple[jax.Array, jax.Array]:
-    def render(*arrays: Any) -> tuple[np.ndarray, np.ndarray]:
-        qpos, final_qpos, ended = map(np.asarray, arrays)
-        frames = renderer.render(np.concatenate([qpos, final_qpos[ended]]))
-        now, final = frames[: len(qpos)], frames[: len(qpos)].copy()
-        final[ended] = frames[len(qpos) :]
-        return now, final
-
     frames = jax.ShapeDtypeStruct((qpos.shape[0], renderer.height, renderer.width, 3), jnp.uint8)
-    return jax.pure_callback(render, (frames, frames), qpos, final_qpos, ended)
+    draw = functools.partial(draw_now_and_ended, renderer)
+    return jax.pure_callback(draw, (frames, frames), qpos, final_qpos, ended)
+
+
+def draw_now_and_ended(renderer: Renderer, *arrays: Any) -> tuple[np.ndarray, np.ndarray]:
+    """`render_now_and_ended` outside of JAX, of the same three arrays."""
+    qpos, final_qpos, ended = map(np.asarray, arrays)
+    frames = renderer.render(np.concatenate([qpos, final_qpos[ended]]))
+    now, final = frames[: len(qpos)], frames[: len(qpos)].copy()
+    final[ended] = frames[len(qpos) :]
+    return now, final

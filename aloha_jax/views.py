@@ -1,0 +1,71 @@
+"""What a policy gets to see of the worlds, now and, where an episode has just ended, before their reset."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from aloha_jax import history
+from aloha_jax.env_state import Moment, Observation
+from aloha_jax.pixels import DeviceRenderer, Renderer
+from aloha_jax.pixels.ahead import Ahead
+from aloha_jax.pixels.ended import render_now_and_ended
+
+
+class Views:
+    """Makes observations.
+
+    Attributes:
+        lags: control steps that they look back.
+        draws_ahead: whether pictures come from the host, so that something else can be done until they are there.
+    """
+
+    def __init__(self, task: Any, obs: str, renderer: Renderer | None, observe_target: bool, lags: tuple[int, ...]):
+        self._task, self._obs, self._renderer = task, obs, renderer
+        self._observe_target = observe_target
+        self.lags = lags if obs == "pixels_agent_pos" else ()
+        on_host = renderer is not None and not isinstance(renderer, DeviceRenderer)
+        self._ahead = Ahead(renderer) if renderer is not None and on_host else None
+        self.draws_ahead = self._ahead is not None
+
+    def now(self, moment: Moment) -> Observation:
+        """Observations of worlds of which none has ended."""
+        return self.now_and_ended(moment, moment, jnp.zeros(moment.target.shape[0], bool))[0]
+
+    def now_and_ended(self, now: Moment, final: Moment, ended: jax.Array) -> tuple[Observation, Observation]:
+        """Observations now and before any reset; the two moments differ only where bool[N] `ended`."""
+        if self._obs == "state":
+            return now.privileged, final.privileged
+        assert self._renderer is not None
+        pixels, final_pixels = render_now_and_ended(self._renderer, now.physics.qpos, final.physics.qpos, ended)
+        return _with_pixels(pixels, self._vectors(now)), _with_pixels(final_pixels, self._vectors(final))
+
+    def ask(self, now: Moment, final: Moment, ended: jax.Array) -> tuple[Observation, Observation, jax.Array]:
+        """The observations but for their pixels, which are being drawn, and a ticket int32[] for those."""
+        assert self._ahead is not None
+        ticket = self._ahead.ask(now.physics.qpos, final.physics.qpos, ended)
+        return self._vectors(now), self._vectors(final), ticket
+
+    def receive(
+        self, vectors: Observation, final_vectors: Observation, ticket: jax.Array, num_worlds: int, after: jax.Array
+    ) -> tuple[Observation, Observation]:
+        """The observations with their pixels, once those are drawn and the array `after` has been computed."""
+        assert self._ahead is not None
+        pixels, final_pixels = self._ahead.receive(ticket, num_worlds, after)
+        return _with_pixels(pixels, vectors), _with_pixels(final_pixels, final_vectors)
+
+    def _vectors(self, moment: Moment) -> dict[str, jax.Array]:
+        """What an observation holds besides pixels."""
+        if self._obs == "pixels":
+            return {}
+        vectors = {"agent_pos": self._task.agent_pos(moment.physics)}
+        if self._observe_target:
+            vectors["target"] = moment.target
+        if moment.history is not None:
+            vectors["history"] = history.recall(moment.history, self.lags)
+        return vectors
+
+
+def _with_pixels(pixels: jax.Array, vectors: Observation) -> Observation:
+    assert isinstance(vectors, dict)
+    return {"pixels": pixels, **vectors} if vectors else pixels
