@@ -1,5 +1,6 @@
 """Actor and critic (Flax linen), the Gaussian policy's formulas, and running observation normalisation."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -25,9 +26,8 @@ def _dense(size: int, gain: float = math.sqrt(2)) -> nn.Dense:
 def conv_by_slices(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Unpadded convolution, float[B, H, W, C] * float[k, k, C, F], as one matrix product over shifted views of the input.
 
-    XLA's own gradients of convolutions are slow on CPUs: these take about half the time, or less, for the whole encoder, and that
-    outweighs a forward pass which takes up to twice as long (benchmarks/conv.py). A stride that divides the kernel is first moved
-    into the channels, which leaves fewer and larger views.
+    XLA's own gradients of convolutions are slow on CPUs: these take about half the time, or less, for the whole encoder
+    (benchmarks/conv.py). A stride that divides the kernel is first moved into the channels, which leaves fewer and larger views.
     """
     size, features = kernel.shape[0], kernel.shape[-1]
     batch, height, width, channels = x.shape
@@ -45,6 +45,26 @@ def conv_by_slices(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     return jnp.concatenate(views, axis=-1) @ kernel.reshape(size * size * channels, features)
 
 
+def conv_by_xla(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """The same by XLA's own convolution."""
+    layout = ("NHWC", "HWIO", "NHWC")
+    return jax.lax.conv_general_dilated(x, kernel, (stride, stride), "VALID", dimension_numbers=layout)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def conv_on_cpu(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """The same by what is faster on a CPU: XLA to act (two to six times), slices to learn and where patches do not overlap."""
+    by = conv_by_slices if kernel.shape[0] == stride else conv_by_xla
+    return by(x, kernel, stride)
+
+
+def _conv_to_learn(x: jax.Array, kernel: jax.Array, stride: int) -> tuple[jax.Array, Callable[..., Any]]:
+    return jax.vjp(functools.partial(conv_by_slices, stride=stride), x, kernel)
+
+
+conv_on_cpu.defvjp(_conv_to_learn, lambda stride, vjp, cotangent: vjp(cotangent))
+
+
 class Conv(nn.Module):
     """Unpadded convolution with bias, [B, H, W, C] -> [B, H', W', features]; same parameters as `flax.linen.Conv`."""
 
@@ -57,11 +77,8 @@ class Conv(nn.Module):
         shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
         kernel = self.param("kernel", nn.initializers.orthogonal(math.sqrt(2)), shape)
         bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        if jax.default_backend() == "cpu":
-            y = conv_by_slices(x, kernel, self.stride)
-        else:
-            layout = ("NHWC", "HWIO", "NHWC")
-            y = jax.lax.conv_general_dilated(x, kernel, (self.stride,) * 2, "VALID", dimension_numbers=layout)
+        conv = conv_on_cpu if jax.default_backend() == "cpu" else conv_by_xla
+        y = conv(x, kernel, self.stride)
         return y + bias[None, None, None]
 
 

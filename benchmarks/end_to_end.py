@@ -8,12 +8,12 @@ import json
 import subprocess
 import time
 from pathlib import Path
+from typing import Literal
 
 import jax
 import tyro
 
 from aloha_jax import training
-from aloha_jax.config import NATURE_CNN
 from aloha_jax.env import make_from_config
 from aloha_jax.presets import PRESETS
 
@@ -26,14 +26,23 @@ class Flags:
     """Interpreter of the environment that has Stable-Baselines3 (benchmarks/README.md)."""
     size: int = 84
     """Height and width of the observation."""
+    network: Literal["guide", "patches"] = "guide"
+    """The guide's (NatureCNN), or that of our `pixels` preset, whose first convolution has no overlap; the same for both."""
     updates: int = 10
     """Our updates that are timed, after the first."""
     sb3_updates: int = 2
     """Stable-Baselines3's updates that are timed, after the first."""
 
 
+def encoder_of(flags: Flags) -> tuple[tuple[tuple[int, int, int], ...], int]:
+    """Convolutions and features."""
+    preset = PRESETS["guide" if flags.network == "guide" else "pixels"]
+    return preset.conv, preset.features_dim
+
+
 def ours(flags: Flags) -> float:
-    """Env steps per second of the `cpu` preset's PPO with the guide's network and picture."""
+    """Env steps per second of the `cpu` preset's PPO with the guide's picture and heads."""
+    conv, features_dim = encoder_of(flags)
     config = dataclasses.replace(
         PRESETS["cpu"],
         obs="pixels",
@@ -42,8 +51,8 @@ def ours(flags: Flags) -> float:
         crop=None,
         network="joint",
         privileged_critic=False,
-        conv=NATURE_CNN,
-        features_dim=512,
+        conv=conv,
+        features_dim=features_dim,
         hidden_sizes=(256, 256),
     ).validate()
     env = make_from_config(config)
@@ -64,7 +73,9 @@ def ours(flags: Flags) -> float:
 def stable_baselines(flags: Flags) -> float:
     """Env steps per second of the guide's set-up: two processes, batches of 64, 10 epochs; shorter rollouts change no rate."""
     script = Path(__file__).with_name("sb3_insertion.py")
-    settings = {"size": flags.size, "n-envs": 2, "n-steps": 64, "batch-size": 64, "n-epochs": 10, "updates": flags.sb3_updates}
+    conv, features_dim = encoder_of(flags)
+    settings = {"size": flags.size, "conv": json.dumps(conv), "features-dim": features_dim, "updates": flags.sb3_updates}
+    settings |= {"n-envs": 2, "n-steps": 64, "batch-size": 64, "n-epochs": 10}
     command = [str(flags.sb3_python), str(script), *(f"--{name}={value}" for name, value in settings.items())]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return float(json.loads(output.splitlines()[-1])["env_steps_per_second"])
@@ -72,7 +83,7 @@ def stable_baselines(flags: Flags) -> float:
 
 def main(flags: Flags) -> None:
     theirs, our_rate = stable_baselines(flags), ours(flags)
-    print(f"| pixel PPO at {flags.size}x{flags.size}, NatureCNN | env steps/s | ratio |\n|---|---|---|")
+    print(f"| pixel PPO at {flags.size}x{flags.size}, {flags.network} network | env steps/s | ratio |\n|---|---|---|")
     print(f"| Stable-Baselines3 on gym_aloha | {theirs:.1f} | 1 |")
     print(f"| aloha_jax, C engine, EGL | {our_rate:.0f} | {our_rate / theirs:.0f} |")
 
