@@ -23,6 +23,7 @@ _STATE = Config(
     gamma=0.985,
     episode_length=120,
     start_states="expert",
+    start_share=0.3,  # half, or all bins by potential: the critic's errors there drown what reaching earns (experiment 14)
     total_timesteps=2_500_000,
     checkpoint_freq=500_000,
     eval_freq=250_000,
@@ -39,6 +40,22 @@ PRESETS: dict[str, Config] = {
         start_states="task",
         carry=4.0,
         total_timesteps=5_000_000,
+    ),
+    # The second stage of either, with --init-from: the judge's physics, and smoother.
+    "polish": dataclasses.replace(
+        _STATE,
+        preset="polish",
+        physics="exact",
+        log_std_init=-1.5,
+        log_std_final=-2.3,
+        learning_rate=3e-4,
+        target_kl=0.012,
+        average_decay=0.98,
+        episode_length=150,
+        action_cost=0.02,
+        action_change_cost=0.03,
+        grip_tolerance=0.008,
+        total_timesteps=1_000_000,
     ),
     # DAgger: needs --teacher.
     "pixels": dataclasses.replace(

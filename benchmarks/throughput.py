@@ -1,14 +1,17 @@
-"""Steps per second of every engine, renderer and batch size: bare physics, the environment, and full PPO, next to each other.
+"""Steps per second of every engine, renderer and batch size: bare physics, the environment, policy, full PPO, next to each other.
 
 uv run -m benchmarks.throughput                                                 # C MuJoCo and OpenGL
 uv run -m benchmarks.throughput --engine mjx --renderer warp --worlds 1024 4096 # a GPU
 """
 
+import concurrent.futures
 import dataclasses
+import multiprocessing
 import os
+import resource
 import time
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +22,18 @@ import tyro
 
 import aloha_jax
 from aloha_jax import training
-from aloha_jax.config import NATURE_CNN
+from aloha_jax.config import NATURE_CNN, Config
 from aloha_jax.engines import Engine, make_engine
 from aloha_jax.env import Env, make_from_config
 from aloha_jax.pixels import make_renderer
+from aloha_jax.policy import make_network
 from aloha_jax.presets import PRESETS
 
 HOME = (0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 0.5) * 2  # gym_aloha's start pose, grippers half open
+
+
+What = Literal["physics", "state", "state-policy", "state-ppo", "render", "pixels", "pixel-policy", "pixel-ppo"]
+ALL: tuple[What, ...] = ("physics", "state", "state-policy", "state-ppo", "render", "pixels", "pixel-policy", "pixel-ppo")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +54,10 @@ class Flags:
     """Height and width of the pixels, of the whole frame."""
     steps: int = 32
     """Control steps per measurement, and per PPO rollout."""
-    measure: tuple[Literal["physics", "state", "render", "pixels", "state-ppo", "pixel-ppo"], ...] = (
-        "physics",
-        "state",
-        "render",
-        "pixels",
-        "state-ppo",
-        "pixel-ppo",
-    )
-    """Bare physics, the environment from the state, the bare renderer, the environment from pixels, full PPO from either."""
+    measure: tuple[What, ...] = ALL
+    """Bare physics, the environment from the state, with the policy, full PPO; the bare renderer, and the same from pixels."""
+    double_buffer: bool = True
+    """Of rollouts with pictures from the host."""
     repeats: int = 3
     """Measurements; the fastest counts."""
 
@@ -116,9 +119,9 @@ def environment(env: Env, flags: Flags) -> Callable[[], Any]:
     return lambda: run(state, actions)
 
 
-def ppo(flags: Flags, num_worlds: int, obs: Literal["state", "pixels"]) -> Callable[[], Any]:
-    """Full updates: rollout and four epochs on the guide's network."""
-    config = dataclasses.replace(
+def config_of(flags: Flags, num_worlds: int, obs: Literal["state", "pixels"]) -> Config:
+    """The guide's network, four epochs of four minibatches."""
+    return dataclasses.replace(
         PRESETS["gpu"],
         obs=obs,
         engine=flags.engine,
@@ -132,7 +135,20 @@ def ppo(flags: Flags, num_worlds: int, obs: Literal["state", "pixels"]) -> Calla
         n_envs=num_worlds,
         n_steps=flags.steps,
         batch_size=num_worlds * flags.steps // 4,
+        double_buffer=flags.double_buffer,
     ).validate()
+
+
+def policy(config: Config) -> Callable[[], Any]:
+    """Rollouts: the environment under a policy that samples its actions."""
+    env, network = make_from_config(config), make_network(config)
+    run = training.init_run(config, env)
+    rollout = jax.jit(lambda run, key: training.make_collector(config, env, network, run).rollout(run.env, key))
+    return lambda: rollout(run, jax.random.key(0))
+
+
+def ppo(config: Config) -> Callable[[], Any]:
+    """Full updates: rollout and four epochs."""
     env = make_from_config(config)
     carry = [training.init_run(config, env)]
     train_step = training.make_train_step(config, env)
@@ -144,36 +160,75 @@ def ppo(flags: Flags, num_worlds: int, obs: Literal["state", "pixels"]) -> Calla
     return update
 
 
-def measurements(flags: Flags, num_worlds: int) -> Iterator[tuple[str, Callable[[], Any]]]:
+def work_of(flags: Flags, num_worlds: int, what: What) -> Callable[[], Any]:
+    """What to time: `flags.steps` control steps of all worlds, or as many pictures."""
     physics = {"engine": flags.engine, "impl": flags.impl}
     make: Any = aloha_jax.make
-    pixels = {"image_height": flags.size, "image_width": flags.size, "renderer": flags.renderer, "render_quality": flags.quality}
-    for what in flags.measure:
-        if what == "physics":
-            engine = make_engine(flags.engine, impl=flags.impl)
-            yield what, bare_physics(engine, flags, num_worlds)
-        elif what == "state":
-            yield what, environment(make("insertion", num_worlds, obs="state", **physics), flags)
-        elif what == "render":
-            with make_renderer(flags.renderer, "insertion", flags.size, flags.size, quality=flags.quality) as renderer:
-                poses = np.tile(make_engine("c").scene.model.key_qpos[0], (num_worlds, 1))
-                yield what, lambda: [renderer.render(poses) for _ in range(flags.steps)]  # noqa: B023 - called at once
-        elif what == "pixels":
-            yield what, environment(make("insertion", num_worlds, obs="pixels", **pixels, **physics), flags)
-        else:
-            yield what, ppo(flags, num_worlds, "state" if what == "state-ppo" else "pixels")
+    if what == "physics":
+        return bare_physics(make_engine(flags.engine, impl=flags.impl), flags, num_worlds)
+    if what == "state":
+        return environment(make("insertion", num_worlds, obs="state", **physics), flags)
+    if what == "render":
+        renderer = make_renderer(flags.renderer, "insertion", flags.size, flags.size, quality=flags.quality)
+        poses = np.tile(make_engine("c").scene.model.key_qpos[0], (num_worlds, 1))
+        return lambda: [renderer.render(poses) for _ in range(flags.steps)]
+    if what == "pixels":
+        size = {"image_height": flags.size, "image_width": flags.size}
+        pixels = {"renderer": flags.renderer, "render_quality": flags.quality}
+        return environment(make("insertion", num_worlds, obs="pixels", **size, **pixels, **physics), flags)
+    config = config_of(flags, num_worlds, "state" if what.startswith("state") else "pixels")
+    return ppo(config) if what.endswith("ppo") else policy(config)
+
+
+class Measured(NamedTuple):
+    """Seconds of the first and the fastest later call, and peak bytes: of the process, and of the device if it has its own."""
+
+    first: float
+    fastest: float
+    process_bytes: int
+    device_bytes: int
+
+
+def measure(flags: Flags, num_worlds: int, what: What) -> Measured:
+    seconds = seconds_of(work_of(flags, num_worlds, what), flags.repeats)
+    device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
+    return Measured(*seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, device)
+
+
+def in_its_own_process(work: Callable[..., Any], *args: Any) -> Any:
+    """So that peak memory is its own, and so that a measurement that fails takes no other with it."""
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(work, *args).result()
+
+
+def device_kind() -> str:
+    return jax.devices()[0].device_kind
 
 
 def main(flags: Flags) -> None:
-    device = jax.devices()[0].device_kind
-    print(
-        f"{device}; engine {flags.engine} ({flags.impl}), renderer {flags.renderer} ({flags.quality}), {flags.size}×{flags.size}"
-    )
-    print("| worlds | what | control steps/s | first call, s |\n|---|---|---|---|")
+    device = in_its_own_process(device_kind)  # here it would keep the device's memory from the others
+    kind = f"engine {flags.engine} ({flags.impl}), renderer {flags.renderer} ({flags.quality}), {flags.size}×{flags.size}"
+    print(f"{device}; {kind}{'' if flags.double_buffer else ', not double-buffered'}")
+    print("| worlds | what | control steps/s | of | first call | peak memory |\n|---|---|---|---|---|---|")
     for num_worlds in flags.worlds:
-        for what, work in measurements(flags, num_worlds):
-            first, fastest = seconds_of(work, flags.repeats)
-            print(f"| {num_worlds} | {what} | {num_worlds * flags.steps / fastest:,.0f} | {first:.1f} |", flush=True)
+        done: dict[What, Measured] = {}
+        for what in flags.measure:
+            try:
+                done[what] = now = in_its_own_process(measure, flags, num_worlds, what)
+            except Exception as error:
+                print(f"| {num_worlds} | {what} | failed: {str(error).splitlines()[0][:80]} | | | |", flush=True)
+                continue
+            bare: What = "render" if ALL.index(what) >= ALL.index("render") else "physics"
+            share = f"{done[bare].fastest / now.fastest:.0%} of {bare}" if bare in done and what != bare else ""
+            memory = f"{(now.device_bytes or now.process_bytes) / 2**30:.1f} GiB"
+            rate = num_worlds * flags.steps / now.fastest
+            print(f"| {num_worlds} | {what} | {rate:,.0f} | {share} | {now.first:.1f} s | {memory} |", flush=True)
+        for policy, ppo in (("state-policy", "state-ppo"), ("pixel-policy", "pixel-ppo")):
+            if policy in done and ppo in done:
+                seconds = done[ppo].fastest - done[policy].fastest
+                samples = num_worlds * flags.steps * 4 / seconds
+                share = f"{seconds / done[ppo].fastest:.0%} of {ppo}"
+                print(f"| {num_worlds} | {ppo}: update | {samples:,.0f} samples/s | {share} | | |")
 
 
 if __name__ == "__main__":
