@@ -6,6 +6,7 @@ import dataclasses
 import errno
 import io
 import logging
+import os
 import re
 import sys
 import typing
@@ -47,6 +48,9 @@ def parse(kind: type[T], args: Sequence[str], default: T | None = None, descript
     try:
         with contextlib.redirect_stderr(errors):
             return cast(T, tyro.cli(kind, args=args, default=default, description=description))
+    except BrokenPipeError:  # `--help | head` has seen enough; at exit Python would complain of what it could not flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
     except SystemExit as error:
         if error.code == 0:
             raise

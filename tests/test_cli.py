@@ -181,6 +181,17 @@ def test_ctrl_c_during_the_imports_prints_no_traceback() -> None:
     assert "Traceback" not in errors
 
 
+@pytest.mark.parametrize("script", ["train.py", "eval.py"])
+def test_help_that_nobody_reads_to_its_end_is_no_error(script: str) -> None:
+    command = [sys.executable, str(ROOT / script), "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
 @pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of\nmemory")])
 def test_out_of_memory_says_what_to_lower(capsys: pytest.CaptureFixture[str], error: Exception) -> None:
     with pytest.raises(SystemExit) as end, cli.user_errors():
