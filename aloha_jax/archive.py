@@ -14,7 +14,7 @@ import numpy as np
 from aloha_jax import expert
 from aloha_jax.engines import Engine, Physics
 
-NUM_BINS = 14  # of the arms' mean potential, the last one for its end
+NUM_BINS = 14  # of the arms' mean potential, or of the expert's time; the last one for the very end, where nobody starts
 SLOTS = 512  # states per bin; newer ones replace older ones
 RECORD_PROBABILITY = 0.02  # per world and step: some two states per episode, so that a bin holds many episodes
 

@@ -87,7 +87,8 @@ class Config:
     render_quality: Literal["fast", "shadows", "exact"] = "fast"
     """Cheap visuals, the same with coarse shadows (half the speed), or gym_aloha's own (slow)."""
     double_buffer: bool = True
-    """Whether OpenGL draws one half of the worlds while the other half decides and moves."""
+    """Whether OpenGL draws one half of the worlds while the other half decides and moves. Needs an even --n-envs, and not
+    `--start-states archive`; without effect on pictures drawn on the learner's device."""
     episode_length: int = 300
     """Control steps (50 Hz) after which an episode is truncated; gym_aloha's is 300."""
     start_states: Literal["task", "expert", "archive"] = "task"

@@ -23,7 +23,7 @@ _STATE = Config(
     gamma=0.985,
     episode_length=120,
     start_states="expert",
-    start_share=0.3,  # half, or all bins by potential: the critic's errors there drown what reaching earns (experiment 14)
+    start_share=0.3,  # of more, the critic's errors far along drown what reaching earns (experiment 14)
     total_timesteps=2_500_000,
     checkpoint_freq=500_000,
     eval_freq=250_000,
@@ -41,7 +41,7 @@ PRESETS: dict[str, Config] = {
         carry=4.0,
         total_timesteps=5_000_000,
     ),
-    # The second stage of either, with --init-from: the judge's physics, and smoother.
+    # The second stage of `state` (of `scratch` with its --start-states and --carry): the judge's physics, and smoother.
     "polish": dataclasses.replace(
         _STATE,
         preset="polish",

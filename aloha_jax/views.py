@@ -24,7 +24,7 @@ class Views:
         self._task, self._obs, self._renderer = task, obs, renderer
         self._observe_target = observe_target
         self.lags = lags if obs == "pixels_agent_pos" else ()
-        on_host = renderer is not None and not isinstance(renderer, DeviceRenderer)
+        on_host = obs != "state" and not isinstance(renderer, DeviceRenderer)
         self._ahead = Ahead(renderer) if renderer is not None and on_host else None
         self.draws_ahead = self._ahead is not None
 

@@ -27,7 +27,8 @@ class Flags:
     size: int = 84
     """Height and width of the observation."""
     network: Literal["guide", "patches"] = "guide"
-    """The guide's (NatureCNN), or that of our `pixels` preset, whose first convolution has no overlap; the same for both."""
+    """The guide's, or the guide's heads behind the encoder of our `pixels` preset, whose first convolution has no overlap. The
+    same for both libraries."""
     updates: int = 10
     """Our updates that are timed, after the first."""
     sb3_updates: int = 2

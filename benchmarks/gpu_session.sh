@@ -26,8 +26,9 @@ part physics 300 $run -m benchmarks.throughput $mjx --measure physics state --wo
 part render_64 300 $run -m benchmarks.throughput $mjx --size 64 --measure render pixels --worlds 256 1024 4096
 part render_84 300 $run -m benchmarks.throughput $mjx --size 84 --measure render pixels --worlds 1024 4096
 part shadows_64 300 $run -m benchmarks.throughput $mjx --size 64 --quality shadows --measure render pixels --worlds 1024
-part ppo_64 400 $run -m benchmarks.throughput $mjx --size 64 --measure state-ppo pixel-ppo --worlds 1024 4096
-part c_egl 300 $run -m benchmarks.throughput --engine c --renderer egl --size 64 --worlds 256 1024
+part ppo_64 500 $run -m benchmarks.throughput $mjx --size 64 --measure state-policy state-ppo pixel-policy pixel-ppo --worlds 1024 4096
+part c_egl 400 $run -m benchmarks.throughput --engine c --renderer egl --size 64 --worlds 1024
+part c_egl_single 300 $run -m benchmarks.throughput --engine c --renderer egl --size 64 --worlds 1024 --measure render pixel-policy --no-double-buffer
 part c_warp 300 $run -m benchmarks.throughput --engine c --renderer warp --size 64 --measure pixels pixel-ppo --worlds 1024
 part jax 400 $run -m benchmarks.throughput --engine mjx --impl jax --measure physics state --worlds 1024
 train="train.py --preset gpu --engine mjx --renderer warp --final-eval-episodes 0 --overwrite"

@@ -196,7 +196,7 @@ def measure(flags: Flags, num_worlds: int, what: What) -> Measured:
 
 
 def in_its_own_process(work: Callable[..., Any], *args: Any) -> Any:
-    """So that peak memory is its own, and so that a measurement that fails takes no other with it."""
+    """So that its peak memory is its own (OpenGL's processes, some 60 MB each, not counted), and that it fails alone."""
     with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *args).result()
 
@@ -216,7 +216,8 @@ def main(flags: Flags) -> None:
             try:
                 done[what] = now = in_its_own_process(measure, flags, num_worlds, what)
             except Exception as error:
-                print(f"| {num_worlds} | {what} | failed: {str(error).splitlines()[0][:80]} | | | |", flush=True)
+                reason = str(error).partition("\n")[0][:80] or type(error).__name__
+                print(f"| {num_worlds} | {what} | failed: {reason} | | | |", flush=True)
                 continue
             bare: What = "render" if ALL.index(what) >= ALL.index("render") else "physics"
             share = f"{done[bare].fastest / now.fastest:.0%} of {bare}" if bare in done and what != bare else ""
@@ -225,8 +226,8 @@ def main(flags: Flags) -> None:
             print(f"| {num_worlds} | {what} | {rate:,.0f} | {share} | {now.first:.1f} s | {memory} |", flush=True)
         for policy, ppo in (("state-policy", "state-ppo"), ("pixel-policy", "pixel-ppo")):
             if policy in done and ppo in done:
-                seconds = done[ppo].fastest - done[policy].fastest
-                samples = num_worlds * flags.steps * 4 / seconds
+                seconds = max(done[ppo].fastest - done[policy].fastest, 1e-9)
+                samples = num_worlds * flags.steps * PRESETS["gpu"].n_epochs / seconds
                 share = f"{seconds / done[ppo].fastest:.0%} of {ppo}"
                 print(f"| {num_worlds} | {ppo}: update | {samples:,.0f} samples/s | {share} | | |")
 

@@ -69,8 +69,7 @@ def expert_states() -> Archive:
 
 def test_the_experts_states_lie_all_along_the_way(expert_states: Archive) -> None:
     counts = np.asarray(expert_states.recorded)
-    assert (counts[:12] > 10).all()
-    assert counts.sum() > 2000
+    assert counts[:-1].min() > 0.8 * counts[:-1].max() > 400  # every part of the way as often as it is long
     assert np.isfinite(expert_states.qpos).all()
     held = np.asarray(expert_states.qpos[9, : min(int(counts[9]), archive.SLOTS)])
     assert (held[:, [18, 25]] > 0.03).all()  # both objects are in the air
@@ -115,8 +114,9 @@ def test_an_episode_is_not_paid_for_what_was_there_when_it_began(expert_states: 
     count = min(int(expert_states.recorded[8]), 8)
     qpos = expert_states.qpos[8, jnp.arange(8) % count]
     state = jax.jit(env.reset_from)(qpos)
-    assert (state.level >= 1).all()
+    assert (np.asarray(state.level) >= 1).sum() >= 6
     np.testing.assert_array_equal(state.progress.best_level, state.level)
     assert (np.asarray(state.progress.grasp) == 1).any()
     after = jax.jit(env.step)(state, jnp.zeros((8, 14)))
-    assert np.abs(after.reward).max() < 1.5
+    assert np.asarray(after.reward).max() < 0.5  # their potentials are 4 and more
+    assert (np.asarray(state.progress.potential).max(axis=1) > 3).sum() >= 6

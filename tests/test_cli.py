@@ -52,6 +52,7 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
     ("args", "says"),
     [
         ("--colour red", "--colour"),
+        ("--preset polish", "--init-from"),
         ("--learning-rat 0.1", "--learning-rat"),
         ("--n-envs many", "--n-envs"),
         ("--n-envs 1.5", "--n-envs"),

@@ -1,5 +1,6 @@
 """Pictures: as gym_aloha draws them, wherever and however many are drawn."""
 
+import concurrent.futures
 import os
 import signal
 import subprocess
@@ -171,6 +172,20 @@ def test_a_renderer_may_be_closed_twice(poses: np.ndarray) -> None:
     renderer.close()
     with pytest.raises(RuntimeError, match="closed"):
         renderer.render(poses)
+
+
+def test_a_renderer_may_be_closed_while_another_thread_draws(poses: np.ndarray, recwarn: pytest.WarningsRecorder) -> None:
+    renderer = make_renderer("egl", "insertion", 48, 64, num_workers=2)
+    assert isinstance(renderer, EglRenderer)
+    processes = [worker._process for worker in renderer._workers]
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        drawing = thread.submit(renderer.render, np.tile(poses, (400, 1)))
+        time.sleep(0.2)
+        renderer.close()
+        assert isinstance(drawing.exception(timeout=60), RuntimeError | OSError | ValueError)
+    assert all(process.poll() is not None for process in processes)
+    assert renderer._workers == []
+    assert len(recwarn) == 0  # no worker was mourned, none took its place
 
 
 def test_workers_end_with_their_parent() -> None:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +16,7 @@ from aloha_jax import networks, training
 from aloha_jax.config import Config
 from aloha_jax.env import Env, make_from_config
 from aloha_jax.pixels.egl import EglRenderer
-from aloha_jax.policy import make_network
+from aloha_jax.policy import Policy, init_params, init_stats, make_network
 from aloha_jax.presets import PRESETS
 from aloha_jax.rollout import Collector, PipelinedCollector, Rollout
 from aloha_jax.scene import make_visual_model
@@ -32,15 +34,33 @@ class Watched(EglRenderer):
 
     def __init__(self, config: Config):
         super().__init__(make_visual_model("insertion", "fast", config.image_height, config.image_width, config.crop), 1)
-        self.stepped = threading.Event()
         self.seconds = 0.0
+        self.steps, self.moved = 0, threading.Condition()
+        self.asked: deque[int] = deque()  # steps when each drawing ahead was asked for
 
     def render(self, qpos: np.ndarray) -> np.ndarray:
-        self.stepped.clear()
+        before = self.asked.popleft() if self.asked else self.steps
         pictures = super().render(qpos)
         self.drawings += 1
-        self.overlapped += self.stepped.wait(self.seconds)
+        with self.moved:
+            self.overlapped += self.moved.wait_for(lambda: self.steps > before, self.seconds)
         return pictures
+
+    def watch(self, env: Env) -> None:
+        step, ask = env.engine._host_step, env._views._ahead._ask  # type: ignore[attr-defined, union-attr]
+
+        def watched_step(*args):
+            with self.moved:
+                self.steps += 1
+                self.moved.notify_all()
+            return step(*args)
+
+        def watched_ask(*args):
+            self.asked.append(self.steps)
+            return ask(*args)
+
+        env.engine._host_step = watched_step  # type: ignore[attr-defined]
+        env._views._ahead._ask = watched_ask  # type: ignore[union-attr, method-assign]
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +72,7 @@ def renderer() -> Iterator[Watched]:
 @pytest.fixture(scope="module")
 def env(renderer: Watched) -> Env:
     env = make_from_config(CONFIG, frames=renderer)
-    step = env.engine._host_step  # type: ignore[attr-defined]
-
-    def watched_step(*args):
-        renderer.stepped.set()
-        return step(*args)
-
-    env.engine._host_step = watched_step  # type: ignore[attr-defined]
+    renderer.watch(env)
     return env
 
 
@@ -67,8 +81,8 @@ def run(env: Env) -> RunState:
     return training.init_run(CONFIG, env)
 
 
-def compiled(kind: type[Collector], env: Env, run: RunState) -> Callable[[], Rollout]:
-    collector = kind(CONFIG, env, make_network(CONFIG), run.params, run.stats)
+def compiled(kind: type[Collector], env: Env, run: RunState, config: Config = CONFIG, **teaching: Any) -> Callable[[], Rollout]:
+    collector = kind(config, env, make_network(config), run.params, run.stats, **teaching)
     rollout = jax.jit(collector.rollout)
     return lambda: rollout(jax.tree.map(lambda x: x.copy(), run.env), jax.random.key(1))  # a copy: keys are used up
 
@@ -105,18 +119,43 @@ def test_one_half_is_drawn_while_the_other_moves(
 
 
 def test_the_halves_are_what_each_would_be_alone(env: Env, run: RunState, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every world of the pipelined rollout does what it does in a plain one whose sampling is the same."""
+    """Every world of the pipelined rollout does what it does in a plain one."""
     # Without noise: the two draw it in other shapes.
     monkeypatch.setattr(networks, "sample", lambda distribution, key: distribution.mean)
-    plain, pipelined = (compiled(kind, env, run)() for kind in (Collector, PipelinedCollector))
-    assert plain.transitions.truncated.any()
+    both_the_same(compiled(Collector, env, run)(), compiled(PipelinedCollector, env, run)())
+
+
+def test_so_they_are_under_all_that_the_pixel_recipe_and_the_experts_states_add(renderer: Watched) -> None:
+    """Two arms, a critic that sees the state, a teacher that always acts, episodes from an archive."""
+    student = dataclasses.replace(CONFIG, network="mirrored", privileged_critic=True, start_states="expert", start_share=1.0)
+    teacher = dataclasses.replace(student, obs="state", history=(), observe_target=False, start_states="task")
+    params = jax.tree.map(lambda x: 2.0 * x, init_params(teacher, jax.random.key(3)))
+    policy = Policy(teacher, params, init_stats(teacher))
+    env = make_from_config(student, frames=renderer)
+    run = training.init_run(student, env)
     plain, pipelined = (
-        x._replace(transitions=x.transitions._replace(final_value=x.transitions.final_value * x.transitions.truncated))
-        for x in (plain, pipelined)
+        compiled(kind, env, run, config=student, teacher=policy, teacher_mix=1.0)() for kind in (Collector, PipelinedCollector)
     )
-    for name in ("episodes", "vectors", "env", "last_value", "transitions"):
-        expected, got = getattr(plain, name), getattr(pipelined, name)
-        jax.tree.map(same, expected, got)
+    assert not plain.transitions.own.any()  # type: ignore[union-attr]
+    assert not plain.env.next_task_start.all()
+    both_the_same(without_actions(plain), without_actions(pipelined))
+
+
+def without_actions(x: Rollout) -> Rollout:
+    """Without what the student sampled, which nobody heard of."""
+    return x._replace(transitions=x.transitions._replace(action=jnp.zeros(1), log_prob=jnp.zeros(1)))
+
+
+def both_the_same(plain: Rollout, pipelined: Rollout) -> None:
+    assert plain.transitions.truncated.any()
+    for a, b in zip(*(with_known_values(x) for x in (plain, pipelined)), strict=True):
+        jax.tree.map(same, a, b)
+
+
+def with_known_values(x: Rollout) -> Rollout:
+    """Without values that mean nothing: those of the end of episodes that went on."""
+    known = x.transitions.truncated.reshape(x.transitions.truncated.shape + (1,) * (x.transitions.final_value.ndim - 2))
+    return x._replace(transitions=x.transitions._replace(final_value=x.transitions.final_value * known))
 
 
 def test_worlds_explore_each_in_its_own_way(pipelined: Callable[[], Rollout]) -> None:

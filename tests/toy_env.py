@@ -43,6 +43,7 @@ class ToyEnv:
 
     episode_length: int
     num_arms = 1
+    draws_ahead = False
 
     def __init__(self, num_envs: int):
         self.num_envs = num_envs

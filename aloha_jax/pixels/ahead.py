@@ -53,4 +53,8 @@ class Ahead:
     def _receive(self, ticket: Any, after: Any) -> Pictures:
         with self._lock:
             drawing = self._drawings.pop(int(ticket))
-        return drawing.result()
+        try:
+            return drawing.result()
+        except BaseException:
+            self._drawings.clear()  # nobody will come for the others
+            raise

@@ -58,7 +58,7 @@ class EglRenderer:
         self.height: int = model.vis.global_.offheight
         self.width: int = model.vis.global_.offwidth
         self._model, self._nq = model, model.nq
-        self._deaths = 0
+        self._deaths, self._closed = 0, False
         self._lock = threading.Lock()
         self._workers: list[_Worker] = []
         self._finalizer = weakref.finalize(self, _stop, self._workers)
@@ -81,8 +81,7 @@ class EglRenderer:
         if qpos.ndim != 2 or qpos.shape[1] != self._nq:
             raise ValueError(f"joint positions are float[N, {self._nq}], not float{list(qpos.shape)}")
         with self._lock:
-            if not self._workers:
-                raise RuntimeError("the renderer is closed")
+            self._require_open()
             pictures = np.empty((len(qpos), self.height, self.width, 3), np.uint8)
             self._deaths = 0
             try:
@@ -113,6 +112,7 @@ class EglRenderer:
 
     def _successor(self, dead: "_Worker") -> "_Worker":
         """A living worker in the place of a dead one."""
+        self._require_open()
         place = self._workers.index(dead)
         while True:
             self._deaths += 1
@@ -127,8 +127,13 @@ class EglRenderer:
                 dead.await_ready()
                 return dead
 
+    def _require_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the renderer is closed")
+
     def close(self) -> None:
-        """Ends the workers; may be called twice."""
+        """Ends the workers; may be called twice, and while another thread draws, whose `render` then raises."""
+        self._closed = True
         self._finalizer()
 
     def __enter__(self) -> Self:
