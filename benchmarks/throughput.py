@@ -24,6 +24,7 @@ import aloha_jax
 from aloha_jax import training
 from aloha_jax.config import NATURE_CNN, Config
 from aloha_jax.engines import Engine, make_engine
+from aloha_jax.engines.c import action_to_ctrl
 from aloha_jax.env import Env, make_from_config
 from aloha_jax.pixels import make_renderer
 from aloha_jax.policy import make_network
@@ -82,14 +83,16 @@ def bare_physics(engine: Engine, flags: Flags, num_worlds: int) -> Callable[[], 
     """The engine's own library, in one call for all steps: `mujoco.rollout`, or a scan over `mjx.step`."""
     model, substeps = engine.scene.model, engine.scene.substeps * flags.steps
     if flags.engine == "c":
-        data = mujoco.MjData(model)
-        mujoco.mj_resetDataKeyframe(model, data, 0)
-        state = np.empty(mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_FULLPHYSICS))
-        mujoco.mj_getState(model, data, state, mujoco.mjtState.mjSTATE_FULLPHYSICS)
+        # The environment's own starts and controls: what arms and objects touch decides how long a step takes.
+        env = aloha_jax.make(num_envs=num_worlds)
+        state = np.zeros((num_worlds, mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_FULLPHYSICS)))
+        state[:, 1 : 1 + model.nq] = env.reset(jax.random.key(0)).qpos  # behind the time
+        actions = np.asarray(actions_of(num_worlds, flags.steps))
+        actions = np.clip(actions, env.target_low, env.target_high)
+        ctrl = np.stack([action_to_ctrl(action) for action in actions], axis=1).repeat(engine.scene.substeps, axis=1)
         threads = len(os.sched_getaffinity(0))
         pool, each = mujoco.rollout.Rollout(nthread=threads), [mujoco.MjData(model) for _ in range(threads)]
-        ctrl = np.tile(model.key_qpos[0][: model.nu], (num_worlds, 1, 1))
-        return lambda: pool.rollout(model, each, np.tile(state, (num_worlds, 1)), ctrl, nstep=substeps)[0]
+        return lambda: pool.rollout(model, each, state, ctrl)[0]
     from mujoco import mjx
 
     from aloha_jax.engines.mjx import MjxEngine
