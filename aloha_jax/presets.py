@@ -55,7 +55,7 @@ PRESETS: dict[str, Config] = {
         action_cost=0.02,
         action_change_cost=0.03,
         grip_tolerance=0.008,
-        total_timesteps=1_000_000,
+        total_timesteps=500_000,
     ),
     # DAgger: needs --teacher.
     "pixels": dataclasses.replace(
