@@ -7,6 +7,7 @@ uv run benchmarks/conv.py --preset pixels
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ class Flags:
 
     size: int = 64
     """Height and width of the pictures, for the guide's encoder."""
-    preset: str | None = None
+    preset: Literal["cpu", "gpu", "pixels"] | None = None
     """A preset, for its encoder and its size of picture."""
     batch_size: int = 256
     """Pictures per call."""

@@ -11,6 +11,7 @@ benchmarks/README.md makes those environments; without a flag its library is lef
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import time
 from collections.abc import Callable
@@ -137,6 +138,9 @@ def of_script(python: str, script: str) -> dict[str, float]:
 
 
 def main(flags: Flags) -> None:
+    for python in (flags.sb3_python, flags.brax_python):
+        if python is not None and shutil.which(python) is None:
+            raise SystemExit(f"error: there is no {python}: benchmarks/README.md says how to make that environment")
     rates: dict[str, list[dict[str, float]]] = {"ours": []}
     for _ in range(flags.repeats):  # in turn, so that all meet the same weather on a shared machine
         rates["ours"].append(ours())
