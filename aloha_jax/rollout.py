@@ -82,7 +82,11 @@ class Collector:
     def rollout(self, state: EnvState, key: jax.Array) -> Rollout:
         """`config.n_steps` steps of every world."""
         keys = jax.random.split(key, self.config.n_steps)
-        state, (transitions, vectors, episodes) = jax.lax.scan(self._step, state, keys)
+        return self._collected(*jax.lax.scan(self._step, state, keys))
+
+    def _collected(self, state: EnvState, outcomes: Any) -> Rollout:
+        """The worlds after all steps, and `_outcome` of each."""
+        transitions, vectors, episodes = outcomes
         sums = jax.tree.map(lambda x: x.sum(axis=0), episodes)
         return Rollout(state, transitions, self._value_of(state.obs, state.privileged), vectors, sums)
 
@@ -149,15 +153,11 @@ class PipelinedCollector(Collector):
             first, first_outcome = self._end(begun, after=ahead)
             (a_transition, a_vectors, a_sums), (b_transition, b_vectors, b_sums) = first_outcome, second_outcome
             join = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), (a_transition, a_vectors), (b_transition, b_vectors))
-            return (first, ahead, _views(second)), (*join, jax.tree.map(jnp.add, a_sums, b_sums))
+            return (first, ahead, (second.obs, second.final_obs)), (*join, jax.tree.map(jnp.add, a_sums, b_sums))
 
-        carry = (first, self._begin(second, ahead_key), _views(second))
-        (first, (_, second, _), views), (transitions, vectors, episodes) = jax.lax.scan(
-            step, carry, (first_keys, second_keys, last)
-        )
-        state = _whole(first, second._replace(obs=views[0], final_obs=views[1]))
-        sums = jax.tree.map(lambda x: x.sum(axis=0), episodes)
-        return Rollout(state, transitions, self._value_of(state.obs, state.privileged), vectors, sums)
+        carry = (first, self._begin(second, ahead_key), (second.obs, second.final_obs))
+        (first, (_, second, _), (obs, final_obs)), outcomes = jax.lax.scan(step, carry, (first_keys, second_keys, last))
+        return self._collected(_whole(first, second._replace(obs=obs, final_obs=final_obs)), outcomes)
 
     def _begin(self, state: EnvState, key: jax.Array) -> tuple[Decision, EnvState, jax.Array]:
         decision = self._decide(state, key)
@@ -174,10 +174,6 @@ def _half(state: EnvState, index: int) -> EnvState:
     size = state.clock.shape[0] // 2
     worlds = state._replace(archive=None)
     return jax.tree.map(lambda x: x[index * size : (index + 1) * size], worlds)._replace(archive=state.archive)
-
-
-def _views(state: EnvState) -> tuple[Observation, Observation]:
-    return state.obs, state.final_obs
 
 
 def _whole(first: EnvState, second: EnvState) -> EnvState:

@@ -227,12 +227,14 @@ def main(flags: Flags) -> None:
             memory = f"{(now.device_bytes or now.process_bytes) / 2**30:.1f} GiB"
             rate = num_worlds * flags.steps / now.fastest
             print(f"| {num_worlds} | {what} | {rate:,.0f} | {share} | {now.first:.1f} s | {memory} |", flush=True)
-        for policy, ppo in (("state-policy", "state-ppo"), ("pixel-policy", "pixel-ppo")):
-            if policy in done and ppo in done:
-                seconds = max(done[ppo].fastest - done[policy].fastest, 1e-9)
+        for acting, both in (("state-policy", "state-ppo"), ("pixel-policy", "pixel-ppo")):
+            if acting in done and both in done:
+                seconds = done[both].fastest - done[acting].fastest
+                if seconds <= 0:  # less than the noise
+                    continue
                 samples = num_worlds * flags.steps * PRESETS["gpu"].n_epochs / seconds
-                share = f"{seconds / done[ppo].fastest:.0%} of {ppo}"
-                print(f"| {num_worlds} | {ppo}: update | {samples:,.0f} samples/s | {share} | | |")
+                share = f"{seconds / done[both].fastest:.0%} of {both}"
+                print(f"| {num_worlds} | {both}: update | {samples:,.0f} samples/s | {share} | | |")
 
 
 if __name__ == "__main__":

@@ -56,5 +56,6 @@ class Ahead:
         try:
             return drawing.result()
         except BaseException:
-            self._drawings.clear()  # nobody will come for the others
+            with self._lock:
+                self._drawings.clear()  # nobody will come for the others
             raise
