@@ -52,9 +52,9 @@ class Config:
     obs: Literal["pixels", "pixels_agent_pos", "state"] = "pixels_agent_pos"
     """What the policy sees: the top camera, the camera and 14 joint positions, or the simulator's state."""
     observe_target: bool = False
-    """With pixels_agent_pos, the policy also sees the 14 joint targets that it commanded last."""
+    """With pixels, the policy also sees the 14 joint targets that it commanded last."""
     history: tuple[int, ...] = ()
-    """With pixels_agent_pos, the policy also sees its joint positions of so many control steps ago (4 8 16, say)."""
+    """With pixels, the policy also sees its joint positions (with --obs pixels its targets) of so many steps ago, 4 8 16 say."""
     image_height: int = 48
     """Height of the policy's picture, 1..480."""
     image_width: int = 80

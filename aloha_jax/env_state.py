@@ -38,8 +38,8 @@ class EnvState(NamedTuple):
         clock: int32[N], steps since reset.
         key: PRNG keys [N] for the starts to come.
         obs: the observation: uint8[N, H, W, 3] (`pixels`), float32[N, 142] (`state`), or both `pixels` and float32[N, 14]
-            `agent_pos` in a dict (`pixels_agent_pos`), perhaps with the last `target` float32[N, 14] and with `history`
-            float32[N, 2 * lags * 7] (`history.recall`).
+            `agent_pos` in a dict (`pixels_agent_pos`); pixels perhaps in a dict with the last `target` float32[N, 14] and with
+            `history` float32[N, 2 * lags * 7] (`history.recall`).
         privileged: float32[N, 142], what a critic may see whatever `obs` is.
         final_obs: like `obs`, before any autoreset; bootstraps truncated episodes.
         final_privileged: like `privileged`, before any autoreset.
@@ -53,7 +53,8 @@ class EnvState(NamedTuple):
         episode: statistics.
         task_start: bool[N], whether the episode of the step just taken began at a start of the task, not at an archived state.
         next_task_start: bool[N], likewise of the step to come.
-        history: float32[N, max lag + 1, 14], joint positions of the last steps; None if nobody looks back.
+        history: float32[N, max lag + 1, 14], joint positions (with `pixels`: targets) of the last steps; None if nobody
+            looks back.
         archive: states that episodes may start from; None if they always start as the task does.
     """
 

@@ -85,12 +85,10 @@ class AlohaVectorEnv(VectorEnv):
             return gymnasium.spaces.Box(-np.inf, np.inf, (STATE_SIZE,), np.float32)
         assert self._env.renderer is not None
         pixels = gymnasium.spaces.Box(0, 255, (self._env.renderer.height, self._env.renderer.width, 3), np.uint8)
-        if self._env.obs == "pixels":
-            return pixels
-        vectors = {"agent_pos": AGENT_POS_SIZE}
+        vectors = {"agent_pos": AGENT_POS_SIZE} if self._env.obs == "pixels_agent_pos" else {}
         if self._env.observe_target:
             vectors["target"] = AGENT_POS_SIZE
         if self._env.lags:
             vectors["history"] = len(self._env.lags) * AGENT_POS_SIZE
         spaces = {name: gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32) for name, size in vectors.items()}
-        return gymnasium.spaces.Dict({"pixels": pixels, **spaces})
+        return gymnasium.spaces.Dict({"pixels": pixels, **spaces}) if spaces else pixels

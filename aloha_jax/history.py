@@ -1,21 +1,22 @@
-"""Joint positions of some control steps ago: a memory for policies that have none.
+"""Joint positions, or targets, of some control steps ago: a memory for policies that have none.
 
 From above, a camera does not see how high, and under which angle, the fingers hold an object. What tells is where the joints were
-when they closed: the object lay flat on the table then, and has moved with the gripper since.
+when they closed: the object lay flat on the table then, and has moved with the gripper since. A policy that has nothing but the
+camera remembers where it told them to be: the targets that it commanded itself.
 """
 
 import jax
 import jax.numpy as jnp
 
 
-def start(agent_pos: jax.Array, lags: tuple[int, ...]) -> jax.Array | None:
-    """The memory float32[N, max(lags) + 1, 14] of worlds that begin at joint positions [N, 14]; None if there are no lags."""
-    return jnp.repeat(agent_pos[:, None], max(lags) + 1, axis=1) if lags else None
+def start(position: jax.Array, lags: tuple[int, ...]) -> jax.Array | None:
+    """The memory float32[N, max(lags) + 1, 14] of worlds that begin at positions [N, 14]; None if there are no lags."""
+    return jnp.repeat(position[:, None], max(lags) + 1, axis=1) if lags else None
 
 
-def push(memory: jax.Array | None, agent_pos: jax.Array) -> jax.Array | None:
+def push(memory: jax.Array | None, position: jax.Array) -> jax.Array | None:
     """The memory one step later: the oldest positions are forgotten, the newest come last."""
-    return None if memory is None else jnp.concatenate([memory[:, 1:], agent_pos[:, None]], axis=1)
+    return None if memory is None else jnp.concatenate([memory[:, 1:], position[:, None]], axis=1)
 
 
 def recall(memory: jax.Array, lags: tuple[int, ...]) -> jax.Array:

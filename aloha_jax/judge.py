@@ -82,11 +82,14 @@ class Controller:
             obs, self._progress = self._features(qpos[None], qvel[None], self._target, self._progress, self._clock)
         else:
             pixels = frame_to_observation(observation["pixels"]["top"], config.image_height, config.image_width, config.crop)
-            obs = pixels[None] if config.obs == "pixels" else {"pixels": pixels[None], "agent_pos": agent_pos}
-            if config.obs == "pixels_agent_pos" and config.observe_target:
+            obs = {"pixels": pixels[None]}
+            if config.obs == "pixels_agent_pos":
+                obs["agent_pos"] = agent_pos
+            if config.observe_target:
                 obs["target"] = self._target
-            if config.obs == "pixels_agent_pos" and config.history:
-                self._memory = self._remember(self._memory, agent_pos)
+            if config.history:
+                known = agent_pos if config.obs == "pixels_agent_pos" else self._target
+                self._memory = self._remember(self._memory, known)
                 obs["history"] = history.recall(self._memory, config.history)
         action = self._policy.act(obs, key)
         self._target = self._delta_target(self._target, agent_pos, action) if config.action == "delta" else action

@@ -33,9 +33,9 @@ def example_inputs(config: Config) -> dict[str, jax.Array]:
         inputs["pixels"] = jnp.zeros((1, config.image_height, config.image_width, 3), jnp.uint8)
     if config.obs == "pixels_agent_pos":
         inputs["agent_pos"] = jnp.zeros((1, AGENT_POS_SIZE))
-    if config.obs == "pixels_agent_pos" and config.observe_target:
+    if config.has_pixels and config.observe_target:
         inputs["target"] = jnp.zeros((1, AGENT_POS_SIZE))
-    if config.obs == "pixels_agent_pos" and config.history:
+    if config.has_pixels and config.history:
         inputs["history"] = jnp.zeros((1, len(config.history) * AGENT_POS_SIZE))
     if config.obs == "state":
         inputs["state"] = jnp.zeros((1, STATE_SIZE))

@@ -23,7 +23,7 @@ class Views:
     def __init__(self, task: Any, obs: str, renderer: Renderer | None, observe_target: bool, lags: tuple[int, ...]):
         self._task, self._obs, self._renderer = task, obs, renderer
         self._observe_target = observe_target
-        self.lags = lags if obs == "pixels_agent_pos" else ()
+        self.lags = lags if obs != "state" else ()
         on_host = obs != "state" and not isinstance(renderer, DeviceRenderer)
         self._ahead = Ahead(renderer) if renderer is not None and on_host else None
         self.draws_ahead = self._ahead is not None
@@ -56,9 +56,7 @@ class Views:
 
     def _vectors(self, moment: Moment) -> dict[str, jax.Array]:
         """What an observation holds besides pixels."""
-        if self._obs == "pixels":
-            return {}
-        vectors = {"agent_pos": self._task.agent_pos(moment.physics)}
+        vectors = {"agent_pos": self._task.agent_pos(moment.physics)} if self._obs == "pixels_agent_pos" else {}
         if self._observe_target:
             vectors["target"] = moment.target
         if moment.history is not None:

@@ -72,13 +72,18 @@ def test_it_is_the_same_environment_as_make(env: VectorEnv) -> None:
 
 
 @pytest.mark.parametrize("more", [{}, {"observe_target": True, "history": (2, 5)}])
-def test_pixels_come_with_proprioception(more: dict[str, Any]) -> None:
-    env = gymnasium.make_vec(aloha_jax.gym.ENV_ID, num_envs=2, obs="pixels_agent_pos", image_height=12, image_width=16, **more)
+@pytest.mark.parametrize("obs_type", ["pixels_agent_pos", "pixels"])
+def test_pixels_come_with_what_else_was_asked_for(obs_type: str, more: dict[str, Any]) -> None:
+    env = gymnasium.make_vec(aloha_jax.gym.ENV_ID, num_envs=2, obs=obs_type, image_height=12, image_width=16, **more)
     obs, _ = env.reset(seed=0)
     assert env.observation_space.contains(obs)
-    assert set(obs) == {"pixels", "agent_pos", *(("target", "history") if more else ())}
-    assert obs["pixels"].shape == (2, 12, 16, 3)
-    assert obs["pixels"].std() > 0
+    joints = {"agent_pos"} if obs_type == "pixels_agent_pos" else set()
+    vectors = joints | ({"target", "history"} if more else set())
+    if vectors:
+        assert set(obs) == {"pixels"} | vectors
+    pixels = obs["pixels"] if vectors else obs
+    assert pixels.shape == (2, 12, 16, 3)
+    assert pixels.std() > 0
     env.close()
 
 

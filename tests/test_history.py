@@ -33,26 +33,28 @@ def test_without_lags_there_is_no_memory() -> None:
     assert history.push(None, jnp.zeros((2, 14))) is None
 
 
-def test_the_environment_remembers_joint_positions_and_forgets_them_with_the_episode() -> None:
+@pytest.mark.parametrize(("obs", "remembered"), [("pixels_agent_pos", "agent_pos"), ("pixels", "target")])
+def test_the_environment_remembers_and_forgets_with_the_episode(obs: str, remembered: str) -> None:
     env = aloha_jax.make(
-        num_envs=2, obs="pixels_agent_pos", action="delta", image_height=8, image_width=8, history=LAGS, episode_length=6
+        num_envs=2, obs=obs, action="delta", image_height=8, image_width=8, observe_target=True, history=LAGS, episode_length=6
     )
     state = jax.jit(env.reset)(jax.random.key(0))
     step = jax.jit(env.step)
-    seen = [np.asarray(state.obs["agent_pos"])]
+    assert ("agent_pos" in state.obs) == (obs == "pixels_agent_pos")
+    seen = [np.asarray(state.obs[remembered])]
     for t in range(1, 9):
         state = step(state, jnp.full((2, 14), 0.5))
-        obs = state.final_obs if t == 6 else state.obs
-        past = np.asarray(obs["history"]).reshape(2, 2, len(LAGS), 7)
+        seen_last = state.final_obs if t == 6 else state.obs
+        past = np.asarray(seen_last["history"]).reshape(2, 2, len(LAGS), 7)
         begin = 0 if t <= 6 else 6
         for i, lag in enumerate(LAGS):
             np.testing.assert_array_equal(past[:, :, i].reshape(2, 14), seen[max(t - lag, begin)])
         if t == 6:  # what follows belongs to the next episode
             assert state.truncated.all()
             fresh = np.asarray(state.obs["history"]).reshape(2, 2, len(LAGS), 7)
-            expected = np.repeat(np.asarray(state.obs["agent_pos"]).reshape(2, 2, 1, 7), len(LAGS), axis=2)
+            expected = np.repeat(np.asarray(state.obs[remembered]).reshape(2, 2, 1, 7), len(LAGS), axis=2)
             np.testing.assert_array_equal(fresh, expected)
-        seen.append(np.asarray(state.obs["agent_pos"]))
+        seen.append(np.asarray(state.obs[remembered]))
     assert env.renderer is not None
     env.renderer.close()
 
