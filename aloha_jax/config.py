@@ -146,6 +146,8 @@ class Config:
     """Stop an update early above 1.5 times this divergence (`adaptive` schedule: the divergence to hold instead)."""
     normalize_advantage: bool = True
     """Whiten advantages per minibatch."""
+    advantage_bins: int = 1
+    """Whiten them among samples of like value, in so many bins of equally many; 1: all together."""
     average_decay: float = 0.0
     """Judge and save a running average of the parameters with this decay per update (0.99, say); 0: the parameters themselves."""
 
@@ -278,6 +280,9 @@ class Config:
         _require(
             micro is None or self.batch_size % micro == 0, "microbatch_size", f"must divide --batch-size {self.batch_size}", micro
         )
+        bins = self.advantage_bins
+        even = bins >= 1 and self.batch_size % bins == 0
+        _require(even, "advantage_bins", f"must be positive and divide --batch-size {self.batch_size}", bins)
         adaptive = self.lr_schedule == "adaptive"
         _require(not adaptive or self.target_kl is not None, "lr_schedule", "adaptive needs --target-kl", self.lr_schedule)
 

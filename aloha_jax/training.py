@@ -1,7 +1,6 @@
-"""The training loop: `RunState` is the only carry, `train_step` the one jitted function."""
+"""One training step: `RunState` is the only carry; a rollout and an update, jitted each."""
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,7 +13,7 @@ from aloha_jax.config import Config
 from aloha_jax.env import Env, EnvState
 from aloha_jax.networks import RunningStats, vector_inputs
 from aloha_jax.policy import Policy, make_network
-from aloha_jax.ppo import Coefficients, Hyperparameters
+from aloha_jax.ppo import Coefficients, Hyperparameters, Transition
 from aloha_jax.rollout import Collector, PipelinedCollector, inputs_of
 
 # Bounds and factor of the adaptive learning rate (Schulman et al. 2017 adapt a KL penalty the same way, section 4).
@@ -85,35 +84,66 @@ def init_run(config: Config, env: Env, network: nn.Module | None = None) -> RunS
     return jax.tree.map(lambda x: x.copy(), run)  # no two leaves share a buffer: `train_step` donates them all
 
 
-TrainStep = Callable[[RunState], tuple[RunState, dict[str, jax.Array]]]
+class TrainStep:
+    """`train_step(run) -> (run, metrics)`; `run`'s buffers are donated.
+
+    Two programs, for XLA keeps none that calls the host until the next start: with the C engine or OpenGL that is the rollout,
+    but never the update.
+    """
+
+    def __init__(self, config: Config, env: Env, network: nn.Module, teacher: Policy | None):
+        self._collect = jax.jit(functools.partial(_collect, config, env, network, teacher), donate_argnums=0)
+        self._learn = jax.jit(functools.partial(_learn, config, network), donate_argnums=0)
+
+    def __call__(self, run: RunState) -> tuple[RunState, dict[str, jax.Array]]:
+        run, collected = self._collect(run)
+        return self._learn(run, *collected)
+
+    @property
+    def compilations(self) -> int:
+        """How often the program that was compiled most often was."""
+        programs: list[Any] = [self._collect, self._learn]
+        return max(program._cache_size() for program in programs)
 
 
 def make_train_step(config: Config, env: Env, network: nn.Module | None = None, teacher: Policy | None = None) -> TrainStep:
-    """The jitted `train_step(run) -> (run, metrics)`; `run`'s buffers are donated. `teacher` sees the privileged observation."""
-    step = functools.partial(_train_step, config, env, network or make_network(config), teacher)
-    return jax.jit(step, donate_argnums=0)
+    """A rollout and an update of a run; `teacher` sees the privileged observation."""
+    return TrainStep(config, env, network or make_network(config), teacher)
 
 
-def _train_step(
-    config: Config, env: Env, network: nn.Module, teacher: Policy | None, run: RunState
+def _collect(config: Config, env: Env, network: nn.Module, teacher: Policy | None, run: RunState) -> tuple[RunState, Any]:
+    """The worlds after a rollout, and what `_learn` wants beside them."""
+    key, rollout_key, update_key = jax.random.split(run.key, 3)
+    collected = make_collector(config, env, network, run, teacher).rollout(run.env, rollout_key)
+    data = (collected.transitions, collected.last_value, collected.vectors, collected.episodes)
+    return run._replace(env=collected.env, key=key), (update_key, *data)
+
+
+def _learn(
+    config: Config,
+    network: nn.Module,
+    run: RunState,
+    key: jax.Array,
+    transitions: Transition,
+    last_value: jax.Array,
+    vectors: dict[str, jax.Array],
+    episodes: dict[str, jax.Array],
 ) -> tuple[RunState, dict[str, jax.Array]]:
     optimizer, hp = make_optimizer(config), hyperparameters(config)
-    key, rollout_key, update_key = jax.random.split(run.key, 3)
     opt_state = _schedule(config, run)
-    collected = make_collector(config, env, network, run, teacher).rollout(run.env, rollout_key)
-    batch = ppo.make_batch(collected.transitions, collected.last_value, config.gamma, config.gae_lambda)
+    batch = ppo.make_batch(transitions, last_value, config.gamma, config.gae_lambda)
     apply: Any = network.apply
     distill = _linear(config, run.update, config.distill_coef, config.distill_coef_final)
     coef = Coefficients(config.ppo_coef, distill)
-    params, opt_state, metrics = ppo.update(run.params, opt_state, batch, update_key, apply, optimizer, hp, coef)
+    params, opt_state, metrics = ppo.update(run.params, opt_state, batch, key, apply, optimizer, hp, coef)
     if config.lr_schedule == "adaptive":
         assert config.target_kl is not None  # Config.validate
         opt_state = _adapt(opt_state, metrics["approx_kl"], config.target_kl)
     params = _cap_log_std(config, params, run.update + 1)
-    stats = {name: _updated(stats, collected.vectors[name]) for name, stats in run.stats.items()}
-    metrics |= collected.episodes | {"learning_rate": opt_state.hyperparams["learning_rate"]}
+    stats = {name: _updated(stats, vectors[name]) for name, stats in run.stats.items()}
+    metrics |= episodes | {"learning_rate": opt_state.hyperparams["learning_rate"]}
     average = _averaged(config, run, params)
-    return RunState(params, opt_state, stats, collected.env, key, run.update + 1, average), metrics
+    return RunState(params, opt_state, stats, run.env, run.key, run.update + 1, average), metrics
 
 
 def _updated(stats: RunningStats, x: jax.Array) -> RunningStats:

@@ -43,7 +43,7 @@ def small_run(factory: pytest.TempPathFactory, flags: tuple[str, ...]) -> SmallR
         with contextlib.redirect_stdout(io.StringIO()) as out, pytest.MonkeyPatch.context() as patch:
             steps = keep_train_steps(patch)
             train.main([*FLAGS, *flags, "--log-dir", str(directory)])
-        _runs[flags] = SmallRun(directory, out.getvalue(), steps[0]._cache_size())
+        _runs[flags] = SmallRun(directory, out.getvalue(), steps[0].compilations)
     return _runs[flags]
 
 

@@ -100,6 +100,8 @@ def test_json_that_lacks_a_setting_takes_its_default() -> None:
         ({"target_kl": 0.0}, "--target-kl"),
         ({"microbatch_size": 0}, "--microbatch-size"),
         ({"microbatch_size": 100}, "--microbatch-size"),  # of 512
+        ({"advantage_bins": 0}, "--advantage-bins"),
+        ({"advantage_bins": 7}, "--advantage-bins"),  # of 512
         ({"lr_schedule": "adaptive"}, "--lr-schedule"),  # without --target-kl
         ({"image_height": 0}, "--image-height"),
         ({"image_height": 481}, "--image-height"),

@@ -276,6 +276,22 @@ def test_advantages_are_whitened_per_minibatch() -> None:
     np.testing.assert_allclose(gradient["mean"], [[-0.5], [-1.5]], rtol=1e-5)
 
 
+def test_advantages_are_whitened_among_samples_of_like_value() -> None:
+    """Low values have advantages 1 and 3, high ones 100 and 500: -1 and 1 of each, in whatever order they come."""
+    value, advantage = jnp.array([[9.0, 1.0], [2.0, 8.0]]), jnp.array([[500.0, 1.0], [3.0, 100.0]])
+    np.testing.assert_allclose(ppo.whitened(advantage, value, bins=2), [[1.0, -1.0], [1.0, -1.0]], rtol=1e-5)
+    together = ppo.whitened(advantage, value)
+    np.testing.assert_allclose(together, (advantage - 151.0) / np.std(advantage), rtol=1e-5)
+
+
+def test_a_minibatch_is_whitened_in_as_many_bins_as_asked_for() -> None:
+    params, batch = lookup_batch([1.0, 1.0, 1.0, 1.0], [1.0, 3.0, 100.0, 500.0])
+    batch = batch._replace(value=jnp.arange(4.0))
+    hp = Hyperparameters(vf_coef=0.0, advantage_bins=2)
+    gradient, _ = jax.jit(lambda params: ppo.minibatch_gradient(params, table, batch, hp))(params)
+    np.testing.assert_allclose(gradient["mean"], [[0.25], [-0.25], [0.25], [-0.25]], rtol=1e-4)
+
+
 def random_rollout(t: int, n: int, network: ActorCritic) -> tuple[Any, Batch]:
     """Parameters, and a batch [T, N] that was sampled from others, so that some ratios are clipped."""
     rng = np.random.default_rng(0)

@@ -81,7 +81,7 @@ def test_a_run_that_lost_its_last_checkpoint_goes_on_from_the_one_before(
     [(env_steps, best_score)] = begun_at
     assert env_steps == 128
     assert best_score > -1  # that of the evaluations so far, not of none
-    assert steps[0]._cache_size() == 1
+    assert steps[0].compilations == 1
     assert {path.name for path in (resumable / "checkpoints").iterdir() if path.name.isdigit()} >= {"128", "192", "256"}
     for model in ("", "final_model"):
         assert Config.load(resumable / model / "config.json").total_timesteps == 256

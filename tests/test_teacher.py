@@ -171,7 +171,16 @@ def test_a_run_from_another_models_parameters_begins_its_average_there_and_compi
     jax.tree.map(np.testing.assert_array_equal, begun.state.average, begun.state.params)
     begun.train()
     begun.close()
-    assert begun.train_step._cache_size() == 1  # type: ignore[attr-defined]
+    assert begun.train_step.compilations == 1
+
+
+def test_the_host_is_called_by_the_rollout_alone(teacher: Policy, env: Env) -> None:
+    """So the update can be kept from one start to the next: XLA forgets programs that call the host."""
+    step = training.make_train_step(STUDENT, env, teacher=teacher)
+    state = jax.eval_shape(lambda: training.init_run(STUDENT, env))
+    state, collected = jax.eval_shape(step._collect, state)
+    assert "callback" in step._collect.lower(state).as_text()
+    assert "callback" not in step._learn.lower(state, *collected).as_text()
 
 
 def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(saved: Path, tmp_path: Path) -> None:
