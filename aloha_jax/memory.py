@@ -11,6 +11,7 @@ from aloha_jax.policy import STATE_SIZE, example_inputs, make_network
 
 USABLE = 0.9  # of the memory: allocators fragment, compilers need workspace
 COPIES_OF_PARAMETERS = 5  # themselves, gradients, Adam's two moments, and the copy that a checkpoint is written from
+PICTURES = 10  # of each world's: now and at an episode's end, in the state, the scan's carry, and the renderer
 PASSES = 3  # activations, their gradients, and what the convolution's implementation unfolds
 
 
@@ -37,7 +38,7 @@ def estimate(config: Config) -> tuple[int, int]:
     """Bytes that a run needs whatever the number of worlds, and bytes per world."""
     pixels = config.image_height * config.image_width * 3 if config.has_pixels else 0
     vectors = 4 * (2 * STATE_SIZE + 4 * 14)  # observation, privileged features, action, its distribution
-    per_world = config.n_steps * (pixels + vectors) + 3 * pixels  # the rollout, kept once, and the worlds' own pictures
+    per_world = config.n_steps * (pixels + vectors) + PICTURES * pixels  # the rollout, kept once, and the worlds' own
     batch = config.microbatch_size or config.batch_size
     fixed = 4 * COPIES_OF_PARAMETERS * _count_parameters(config) + 4 * PASSES * batch * _activations(config)
     return fixed, per_world

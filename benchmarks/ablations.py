@@ -72,6 +72,7 @@ ABLATIONS: dict[str, Ablation] = {
     "state-shaped": Ablation("state", "the guide's reward", ("--reward", "shaped")),
     "state-joint": Ablation("state", "one network for both arms", ("--network", "joint")),
     "state-task-starts": Ablation("state", "no expert states", ("--start-states", "task")),
+    "state-one-bin": Ablation("state", "advantages whitened all together", ("--advantage-bins", "1")),
     "state-half": Ablation("state", "half of the episodes from expert states", ("--start-share", "0.5")),
     "state-carry": Ablation("state", "paid for carrying to the meeting point, too", ("--carry", "4")),
     "state-carry-task-starts": Ablation("state", "the same without expert states", ("--start-states", "task", "--carry", "4")),

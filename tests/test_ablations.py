@@ -29,6 +29,7 @@ CHANGES = {
     "state-shaped": {"reward": "shaped"},
     "state-joint": {"network": "joint"},
     "state-task-starts": {"start_states": "task"},
+    "state-one-bin": {"advantage_bins": 1},
     "state-half": {"start_share": 0.5},
     "state-carry": {"carry": 4.0},
     "state-carry-task-starts": {"carry": 4.0, "start_states": "task"},
