@@ -188,9 +188,9 @@ def explained_variance(value: jax.Array, target_value: jax.Array) -> jax.Array:
 def whitened(advantage: jax.Array, value: jax.Array, bins: int = 1) -> jax.Array:
     """Advantages with mean 0 and standard deviation 1 in each of `bins` equal parts of the samples, ordered by their value.
 
-    Where much is at stake, late in an episode, advantages are many times as large as where it begins, and whitened together the
-    early ones are lost among the late ones' noise. A positive factor that depends on the state alone, and a baseline, change
-    neither what is best there nor, in expectation, the sign of any step.
+    Late in an episode, where much is at stake, advantages are many times as large as where it begins, and whitened together with
+    them the early ones are lost in their noise. Which of two actions is better in a state does not depend on a factor and a
+    baseline that the state has to itself. Multi-task learners scale tasks likewise (Hessel et al. 2019).
     """
     order = jnp.argsort(value.ravel()) if bins > 1 else jnp.arange(value.size)
     parts = advantage.ravel()[order].reshape(bins, -1)
