@@ -17,6 +17,7 @@ NATURE_CNN = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 WORK_AREA = (196, 180, 168, 280)
 
 
+MIN_BIN = 8  # samples that --advantage-bins leaves for each
 MAX_LAG = 300  # control steps that --history may look back; gym_aloha's episodes have as many
 
 
@@ -283,6 +284,9 @@ class Config:
         bins = self.advantage_bins
         even = bins >= 1 and self.batch_size % bins == 0
         _require(even, "advantage_bins", f"must be positive and divide --batch-size {self.batch_size}", bins)
+        room = bins == 1 or self.batch_size >= MIN_BIN * bins  # of one or two samples nothing but signs is left
+        _require(room, "advantage_bins", f"must leave {MIN_BIN} of --batch-size {self.batch_size} for each", bins)
+        _require(bins == 1 or self.normalize_advantage, "advantage_bins", "needs --normalize-advantage", bins)
         adaptive = self.lr_schedule == "adaptive"
         _require(not adaptive or self.target_kl is not None, "lr_schedule", "adaptive needs --target-kl", self.lr_schedule)
 

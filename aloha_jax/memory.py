@@ -37,8 +37,11 @@ def require_memory(config: Config) -> None:
 def estimate(config: Config) -> tuple[int, int]:
     """Bytes that a run needs whatever the number of worlds, and bytes per world."""
     pixels = config.image_height * config.image_width * 3 if config.has_pixels else 0
-    vectors = 4 * (2 * STATE_SIZE + 4 * 14)  # observation, privileged features, action, its distribution
-    per_world = config.n_steps * (pixels + vectors) + PICTURES * pixels  # the rollout, kept once, and the worlds' own
+    inputs = sum(x.size for name, x in example_inputs(config).items() if name != "pixels")
+    # Vectors are kept as they came and as the networks saw them; beside them action, log-probability, values, advantages.
+    sample = pixels + 4 * (2 * inputs + 4 * 14)
+    memory = 4 * 14 * (max(config.history, default=0) + 1)
+    per_world = config.n_steps * sample + PICTURES * pixels + 4 * STATE_SIZE + memory
     batch = config.microbatch_size or config.batch_size
     fixed = 4 * COPIES_OF_PARAMETERS * _count_parameters(config) + 4 * PASSES * batch * _activations(config)
     return fixed, per_world

@@ -192,10 +192,12 @@ def whitened(advantage: jax.Array, value: jax.Array, bins: int = 1) -> jax.Array
     them the early ones are lost in their noise. Which of two actions is better in a state does not depend on a factor and a
     baseline that the state has to itself. Multi-task learners scale tasks likewise (Hessel et al. 2019).
     """
-    order = jnp.argsort(value.ravel()) if bins > 1 else jnp.arange(value.size)
+    if bins == 1:
+        return (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+    order = jnp.argsort(value.ravel())
     parts = advantage.ravel()[order].reshape(bins, -1)
     parts = (parts - parts.mean(axis=1, keepdims=True)) / (parts.std(axis=1, keepdims=True) + 1e-8)
-    return jnp.zeros(advantage.size).at[order].set(parts.ravel()).reshape(advantage.shape)
+    return jnp.zeros(advantage.size).at[order].set(parts.ravel(), unique_indices=True).reshape(advantage.shape)
 
 
 def minibatch_gradient(

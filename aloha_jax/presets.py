@@ -40,9 +40,11 @@ PRESETS: dict[str, Config] = {
         preset="scratch",
         start_states="task",
         carry=4.0,
+        advantage_bins=1,  # no episode starts far along (experiment 16)
         total_timesteps=5_000_000,
     ),
-    # The second stage of `state` (of `scratch` with its --start-states and --carry): the judge's physics, and smoother.
+    # The second stage of `state` (of `scratch` with its --start-states, --carry and --advantage-bins): the judge's physics, and
+    # smoother.
     "polish": dataclasses.replace(
         _STATE,
         preset="polish",
@@ -83,6 +85,7 @@ PRESETS: dict[str, Config] = {
         target_kl=None,
         episode_length=120,
         start_states="task",  # an archived state has no history
+        advantage_bins=1,
         distill_coef=1.0,
         ppo_coef=0.0,
         teacher_mix=0.3,

@@ -1,7 +1,7 @@
 """One training step: `RunState` is the only carry; a rollout and an update, jitted each."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -85,7 +85,7 @@ def init_run(config: Config, env: Env, network: nn.Module | None = None) -> RunS
 
 
 class TrainStep:
-    """`train_step(run) -> (run, metrics)`; `run`'s buffers are donated.
+    """`train_step(run) -> (run, metrics)`; all of `run`'s buffers are donated.
 
     Two programs, for XLA keeps none that calls the host until the next start: with the C engine or OpenGL that is the rollout,
     but never the update.
@@ -96,8 +96,11 @@ class TrainStep:
         self._learn = jax.jit(functools.partial(_learn, config, network), donate_argnums=0)
 
     def __call__(self, run: RunState) -> tuple[RunState, dict[str, jax.Array]]:
-        run, collected = self._collect(run)
-        return self._learn(run, *collected)
+        # The update knows nothing of the worlds, and so serves all whose transitions are alike.
+        learner = run._replace(env=cast(EnvState, None))
+        worlds, key, collected = self._collect(run.env, learner)
+        learner, metrics = self._learn(learner._replace(key=key), *collected)
+        return learner._replace(env=worlds), metrics
 
     @property
     def compilations(self) -> int:
@@ -111,12 +114,13 @@ def make_train_step(config: Config, env: Env, network: nn.Module | None = None, 
     return TrainStep(config, env, network or make_network(config), teacher)
 
 
-def _collect(config: Config, env: Env, network: nn.Module, teacher: Policy | None, run: RunState) -> tuple[RunState, Any]:
-    """The worlds after a rollout, and what `_learn` wants beside them."""
+def _collect(
+    config: Config, env: Env, network: nn.Module, teacher: Policy | None, worlds: EnvState, run: RunState
+) -> tuple[EnvState, jax.Array, Any]:
+    """The worlds after a rollout, the run's next key, and what `_learn` wants beside the run."""
     key, rollout_key, update_key = jax.random.split(run.key, 3)
-    collected = make_collector(config, env, network, run, teacher).rollout(run.env, rollout_key)
-    data = (collected.transitions, collected.last_value, collected.vectors, collected.episodes)
-    return run._replace(env=collected.env, key=key), (update_key, *data)
+    collected = make_collector(config, env, network, run, teacher).rollout(worlds, rollout_key)
+    return collected.env, key, (update_key, collected.transitions, collected.last_value, collected.vectors, collected.episodes)
 
 
 def _learn(

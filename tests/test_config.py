@@ -102,6 +102,8 @@ def test_json_that_lacks_a_setting_takes_its_default() -> None:
         ({"microbatch_size": 100}, "--microbatch-size"),  # of 512
         ({"advantage_bins": 0}, "--advantage-bins"),
         ({"advantage_bins": 7}, "--advantage-bins"),  # of 512
+        ({"advantage_bins": 128}, "--advantage-bins"),  # four each
+        ({"advantage_bins": 8, "normalize_advantage": False}, "--advantage-bins"),
         ({"lr_schedule": "adaptive"}, "--lr-schedule"),  # without --target-kl
         ({"image_height": 0}, "--image-height"),
         ({"image_height": 481}, "--image-height"),

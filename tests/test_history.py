@@ -59,6 +59,30 @@ def test_the_environment_remembers_and_forgets_with_the_episode(obs: str, rememb
     env.renderer.close()
 
 
+def test_an_episode_from_an_archived_state_begins_with_the_commands_that_held_there() -> None:
+    """They are not where the joints are: an arm on its way lags behind what it is told."""
+    env = aloha_jax.make(
+        num_envs=8,
+        obs="pixels",
+        action="delta",
+        image_height=8,
+        image_width=8,
+        observe_target=True,
+        history=LAGS,
+        episode_length=1,
+        start_states="expert",
+        start_share=1.0,
+    )
+    state = jax.jit(env.reset)(jax.random.key(0))
+    state = jax.jit(env.step)(state, jnp.zeros((8, 14)))
+    past = np.asarray(state.obs["history"]).reshape(8, 2, len(LAGS), 7)
+    target = np.asarray(state.obs["target"]).reshape(8, 2, 1, 7)
+    np.testing.assert_array_equal(past, np.repeat(target, len(LAGS), axis=2))
+    assert np.abs(target.reshape(8, 14) - np.asarray(env.task.agent_pos(state.physics))).max() > 0.02
+    assert env.renderer is not None
+    env.renderer.close()
+
+
 @pytest.mark.parametrize("lags", [(0,), (4, -1), (301,)])
 def test_lags_that_make_no_sense(lags: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match="--history"):

@@ -2,13 +2,15 @@
 
 import dataclasses
 import re
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from aloha_jax import memory
+from aloha_jax import memory, training
 from aloha_jax.config import Config, ConfigError
+from aloha_jax.env import make_from_config
 from aloha_jax.presets import PRESETS
 
 GUIDE = PRESETS["guide"]
@@ -26,6 +28,22 @@ def test_the_guides_rollout_is_its_pixels() -> None:
     pixels = 2048 * 480 * 640 * 3
     assert pixels <= per_world <= 2.1 * pixels
     assert 3 * 0.56e9 <= fixed <= 8e9
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"obs": "pixels_agent_pos", "observe_target": True, "history": (4, 100)}, {"obs": "state"}, {"network": "mirrored"}],
+)
+def test_a_rollout_and_its_worlds_are_no_larger_than_estimated(change: dict[str, Any]) -> None:
+    config = dataclasses.replace(PRESETS["smoke"], **change)
+    env = make_from_config(config)
+    state = jax.eval_shape(lambda: training.init_run(config, env))
+    after, _, collected = jax.eval_shape(training.make_train_step(config, env)._collect, state.env, state)
+    needed = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves((after.obs, after.final_obs, after.history, collected[1:])))
+    _, per_world = memory.estimate(config)
+    assert needed / config.n_envs < per_world < 3 * needed / config.n_envs
+    if env.renderer is not None:
+        env.renderer.close()
 
 
 def test_the_largest_number_of_worlds_is_named_and_fits(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """Learning from a teacher: who acts, what is imitated, and which teachers are refused."""
 
 import dataclasses
+import time
 from pathlib import Path
 
 import jax
@@ -178,9 +179,28 @@ def test_the_host_is_called_by_the_rollout_alone(teacher: Policy, env: Env) -> N
     """So the update can be kept from one start to the next: XLA forgets programs that call the host."""
     step = training.make_train_step(STUDENT, env, teacher=teacher)
     state = jax.eval_shape(lambda: training.init_run(STUDENT, env))
-    state, collected = jax.eval_shape(step._collect, state)
-    assert "callback" in step._collect.lower(state).as_text()
-    assert "callback" not in step._learn.lower(state, *collected).as_text()
+    learner = state._replace(env=None)
+    _, _, collected = jax.eval_shape(step._collect, state.env, learner)
+    assert "callback" in step._collect.lower(state.env, learner).as_text()
+    assert "callback" not in step._learn.lower(learner, *collected).as_text()
+
+
+def test_an_update_is_timed_to_its_end(tmp_path: Path) -> None:
+    """Not to where it was asked for."""
+    begun = run.Run(TEACHER, tmp_path, quiet=True)
+
+    def sleep(x: np.ndarray) -> np.ndarray:
+        time.sleep(0.5)
+        return x
+
+    slow = jax.jit(lambda x: jax.pure_callback(sleep, x, x) + 1.0)
+    begun.train_step = lambda state: (state, {"skipped_minibatches": slow(jnp.zeros(()))})  # type: ignore[assignment]
+    before = time.monotonic()
+    begun._train_step(64)
+    begun.close()
+    assert begun._pending is not None
+    assert begun._pending[2] is not None
+    assert begun._pending[2] - before >= 0.5
 
 
 def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(saved: Path, tmp_path: Path) -> None:
