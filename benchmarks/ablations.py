@@ -1,7 +1,7 @@
 """What is each choice of the recipes worth? Trainings that differ from `state` or `pixels` in one thing, at an equal budget.
 
     uv run -m benchmarks.ablations --json ablations.json                       # those that see the state
-    uv run -m benchmarks.ablations --teacher pretrained/insertion-state        # those that see pixels, too
+    uv run -m benchmarks.ablations --teacher pretrained/insertion-scratch      # those that see pixels, too
     uv run -m benchmarks.ablations --only state state-joint --seeds 0 1 --total-timesteps 1000000
     uv run -m benchmarks.ablations --no-train                                  # the table of what there is
 
