@@ -138,7 +138,7 @@ class Env:
             terminated=terminated,
             truncated=truncated,
             invalid=invalid,
-            history=history.push(state.history, self._remembered(physics, target)),
+            history=history.push(state.history, history.known(self.obs, self.task.agent_pos(physics), target)),
             episode=self._episode(state, reward, level),
             task_start=state.next_task_start,
         )
@@ -150,10 +150,6 @@ class Env:
             return action
         return delta_target(target, agent_pos, action, self.target_low, self.target_high)
 
-    def _remembered(self, physics: Physics, target: jax.Array) -> jax.Array:
-        """What a policy can remember of a step, float32[N, 14]: the measured joints, or, with the camera alone, its command."""
-        return target if self.obs == "pixels" else self.task.agent_pos(physics)
-
     def _start(self, qpos: jax.Array, qvel: jax.Array, keys: jax.Array) -> EnvState:
         num_worlds = qpos.shape[0]
         physics = self.engine.reset(qpos, qvel)
@@ -161,7 +157,7 @@ class Env:
         clock = jnp.zeros(num_worlds, jnp.int32)
         target = self.task.agent_pos(physics)
         privileged = self._privileged(physics, target, progress)
-        memory = history.start(self._remembered(physics, target), self.lags)
+        memory = history.start(history.known(self.obs, self.task.agent_pos(physics), target), self.lags)
         now = Moment(physics, target, privileged, memory)
         obs = self._views.now(now)
         return EnvState(
@@ -201,7 +197,7 @@ class Env:
         start = jax.vmap(self._sample_start, in_axes=(None, 0))(state.archive, start_keys)
         physics = self.engine.reset_where(done, final, start.qpos, start.qvel)
         start_target = jnp.where(start.of_task[:, None], self.task.agent_pos(physics), start.target)
-        memory = history.start(self._remembered(physics, start_target), self.lags)
+        memory = history.start(history.known(self.obs, self.task.agent_pos(physics), start_target), self.lags)
         fresh = (start_target, self.task.start_progress(physics), jnp.zeros_like(state.clock), start.of_task, memory)
         old = (state.target, state.progress, state.clock, state.next_task_start, state.history)
         target, progress, clock, next_task_start, memory = _choose(done, fresh, old)

@@ -9,6 +9,11 @@ import jax
 import jax.numpy as jnp
 
 
+def known(obs: str, agent_pos: jax.Array, target: jax.Array) -> jax.Array:
+    """What a policy that sees `obs` can remember of a step, [N, 14]: measured joints, or, with the camera alone, its command."""
+    return target if obs == "pixels" else agent_pos
+
+
 def start(position: jax.Array, lags: tuple[int, ...]) -> jax.Array | None:
     """The memory float32[N, max(lags) + 1, 14] of worlds that begin at positions [N, 14]; None if there are no lags."""
     return jnp.repeat(position[:, None], max(lags) + 1, axis=1) if lags else None

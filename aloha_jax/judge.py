@@ -88,8 +88,7 @@ class Controller:
             if config.observe_target:
                 obs["target"] = self._target
             if config.history:
-                known = agent_pos if config.obs == "pixels_agent_pos" else self._target
-                self._memory = self._remember(self._memory, known)
+                self._memory = self._remember(self._memory, history.known(config.obs, agent_pos, self._target))
                 obs["history"] = history.recall(self._memory, config.history)
         action = self._policy.act(obs, key)
         self._target = self._delta_target(self._target, agent_pos, action) if config.action == "delta" else action

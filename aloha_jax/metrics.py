@@ -180,7 +180,7 @@ class MetricsLogger:
     def log_update(self, env_steps: int, metrics: Mapping[str, Any], finished: float | None = None) -> dict[str, float]:
         """Record one update's metrics, given as host scalars; returns the scalars by tag.
 
-        `finished` is when the update was done, by `time.monotonic`; by default now, soon after if `metrics` were waited for.
+        `finished` is when the update was done, by `time.monotonic`; by default now. Metrics may be read late, and of two at once.
         """
         values = {name: float(x) for name, x in metrics.items()}
         scalars = {tag: values[name] for name, tag in TRAIN_TAGS.items() if name in values} | self._episode_means(values)

@@ -134,7 +134,7 @@ class Run:
         self.profiler = Profiler(config.profile)
         self.broken_updates = 0  # in a row, up to the newest one whose metrics were read
         # Environment steps and metrics, not read yet, of the newest update, and when it was done.
-        self._pending: tuple[int, Any, float | None] | None = None
+        self._pending: tuple[int, Any, float] | None = None
         records = self._restore() if resume else {}
         if not resume and (initial := checkpoints.load_initial(config)) is not None:
             average = None if self.state.average is None else _copy(initial.params)
@@ -211,9 +211,9 @@ class Run:
         self.state, metrics = self.train_step(self.state)
         self.profiler.after_update(metrics)
         self._read_metrics()
-        # On a CPU the update runs on the same cores as whatever would be done meanwhile: wait, and know when it was done.
-        finished = time.monotonic() if jax.default_backend() == "cpu" and jax.block_until_ready(metrics) else None
-        self._pending = (env_steps, metrics, finished)
+        if jax.default_backend() == "cpu":  # the update needs the cores that would do something else meanwhile
+            jax.block_until_ready(metrics)
+        self._pending = (env_steps, metrics, time.monotonic())
         if self.broken_updates:
             self._read_metrics()
         if self.broken_updates >= MAX_BROKEN_UPDATES:
