@@ -10,7 +10,7 @@ if __name__ == "__main__":
 startup.require_opengl()
 startup.remember_compilations()
 
-from aloha_jax import cli, run  # noqa: E402 - these import MuJoCo
+from aloha_jax import cli, run, run_directory  # noqa: E402 - these import MuJoCo
 
 
 def main(args: list[str]) -> None:
@@ -19,7 +19,7 @@ def main(args: list[str]) -> None:
     cli.choose_device(config.device)
     if config.resume is not None:
         directory = Path(config.resume)
-        run.execute(run.resumed_config(directory, config, given), resume=True)
+        run.execute(run_directory.resumed_config(directory, config, given), resume=True)
     else:
         run.execute(config)
 

@@ -1,8 +1,9 @@
-"""Directories that change in one instant: whoever looks, or is killed, finds the older one or the newer one, whole."""
+"""Directories that change in one instant, by one process at a time: whoever looks, or is killed, finds the older or the newer."""
 
 import contextlib
 import ctypes
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -34,6 +35,26 @@ def replacing(target: Path) -> Iterator[Path]:
         os.rename(target, stale)
         os.rename(fresh, target)
         shutil.rmtree(stale, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def claimed(directory: Path) -> Iterator[None]:
+    """An existing directory kept from others who claim it; ends with the process at the latest, however that ends.
+
+    Raises:
+        BlockingIOError: someone else has it.
+    """
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError:  # a file system without locks: nothing is kept from anybody there, and nothing else is wrong
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _beside(target: Path) -> tuple[Path, Path]:

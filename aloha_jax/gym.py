@@ -79,16 +79,12 @@ class AlohaVectorEnv(VectorEnv):
         return self._jax.tree.map(np.asarray, obs)
 
     def _observation_space(self) -> gymnasium.Space:
-        from aloha_jax.policy import AGENT_POS_SIZE, STATE_SIZE
+        """Of one world; shapes and types are those of what a reset would give."""
+        obs = self._jax.eval_shape(self._env.reset, self._jax.random.key(0)).obs
+        spaces = self._jax.tree.map(_box, obs)
+        return gymnasium.spaces.Dict(spaces) if isinstance(spaces, dict) else spaces
 
-        if self._env.obs == "state":
-            return gymnasium.spaces.Box(-np.inf, np.inf, (STATE_SIZE,), np.float32)
-        assert self._env.renderer is not None
-        pixels = gymnasium.spaces.Box(0, 255, (self._env.renderer.height, self._env.renderer.width, 3), np.uint8)
-        vectors = {"agent_pos": AGENT_POS_SIZE} if self._env.obs == "pixels_agent_pos" else {}
-        if self._env.observe_target:
-            vectors["target"] = AGENT_POS_SIZE
-        if self._env.lags:
-            vectors["history"] = len(self._env.lags) * AGENT_POS_SIZE
-        spaces = {name: gymnasium.spaces.Box(-np.inf, np.inf, (size,), np.float32) for name, size in vectors.items()}
-        return gymnasium.spaces.Dict({"pixels": pixels, **spaces}) if spaces else pixels
+
+def _box(batch: Any) -> gymnasium.spaces.Box:
+    low, high = (0, 255) if batch.dtype == np.uint8 else (-np.inf, np.inf)
+    return gymnasium.spaces.Box(low, high, batch.shape[1:], batch.dtype)

@@ -26,6 +26,7 @@ from aloha_jax.pixels.egl import gl_renderer_string
 from aloha_jax.policy import Policy
 from aloha_jax.tasks import make_task
 from aloha_jax.tasks.insertion import Progress, Shaping
+from aloha_jax.views import vectors
 
 
 class Rollout(NamedTuple):
@@ -82,14 +83,9 @@ class Controller:
             obs, self._progress = self._features(qpos[None], qvel[None], self._target, self._progress, self._clock)
         else:
             pixels = frame_to_observation(observation["pixels"]["top"], config.image_height, config.image_width, config.crop)
-            obs = {"pixels": pixels[None]}
-            if config.obs == "pixels_agent_pos":
-                obs["agent_pos"] = agent_pos
-            if config.observe_target:
-                obs["target"] = self._target
-            if config.history:
-                self._memory = self._remember(self._memory, history.known(config.obs, agent_pos, self._target))
-                obs["history"] = history.recall(self._memory, config.history)
+            self._memory = self._remember(self._memory, history.known(config.obs, agent_pos, self._target))
+            seen = (config.obs, config.observe_target, config.history, agent_pos, self._target, self._memory)
+            obs = {"pixels": pixels[None], **vectors(*seen)}
         action = self._policy.act(obs, key)
         self._target = self._delta_target(self._target, agent_pos, action) if config.action == "delta" else action
         self._clock += 1

@@ -5,9 +5,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from aloha_jax import networks
+from aloha_jax import history, networks
 from aloha_jax.config import Config
 from aloha_jax.networks import ActorCritic, MirroredActorCritic, RunningStats, as_inputs, normalize_inputs
+from aloha_jax.views import vectors
 
 AGENT_POS_SIZE = 14
 STATE_SIZE = 142  # tasks.insertion.Insertion.features
@@ -28,20 +29,13 @@ def make_network(config: Config) -> ActorCritic | MirroredActorCritic:
 
 def example_inputs(config: Config) -> dict[str, jax.Array]:
     """Network inputs of one world, all zero."""
-    inputs = {}
-    if config.has_pixels:
-        inputs["pixels"] = jnp.zeros((1, config.image_height, config.image_width, 3), jnp.uint8)
-    if config.obs == "pixels_agent_pos":
-        inputs["agent_pos"] = jnp.zeros((1, AGENT_POS_SIZE))
-    if config.has_pixels and config.observe_target:
-        inputs["target"] = jnp.zeros((1, AGENT_POS_SIZE))
-    if config.has_pixels and config.history:
-        inputs["history"] = jnp.zeros((1, len(config.history) * AGENT_POS_SIZE))
     if config.obs == "state":
-        inputs["state"] = jnp.zeros((1, STATE_SIZE))
-    if config.privileged_critic and config.has_pixels:
-        inputs["privileged"] = jnp.zeros((1, STATE_SIZE))
-    return inputs
+        return {"state": jnp.zeros((1, STATE_SIZE))}
+    joints = jnp.zeros((1, AGENT_POS_SIZE))
+    memory = history.start(joints, config.history)
+    inputs = {"pixels": jnp.zeros((1, config.image_height, config.image_width, 3), jnp.uint8)}
+    inputs |= vectors(config.obs, config.observe_target, config.history, joints, joints, memory)
+    return inputs | ({"privileged": jnp.zeros((1, STATE_SIZE))} if config.privileged_critic else {})
 
 
 def init_params(config: Config, key: jax.Array) -> Any:

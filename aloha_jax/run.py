@@ -1,9 +1,6 @@
-"""One run from configuration to trained model: its directory, its loop, its records."""
+"""One run from configuration to trained model: its loop and its records."""
 
 import contextlib
-import dataclasses
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +11,8 @@ import numpy as np
 
 from aloha_jax import checkpoints, evaluation, judge, plots, startup, training
 from aloha_jax.atomic import replacing
-from aloha_jax.checkpoints import CheckpointError, CheckpointWriter
-from aloha_jax.config import Config, ConfigError
+from aloha_jax.checkpoints import CheckpointWriter
+from aloha_jax.config import Config
 from aloha_jax.env import Env, make_from_config
 from aloha_jax.evaluation import EngineEvaluator, Report
 from aloha_jax.memory import require_memory
@@ -24,14 +21,12 @@ from aloha_jax.networks import num_parameters
 from aloha_jax.pixels.egl import EglRenderer, num_gpus, software_warning
 from aloha_jax.policy import Policy
 from aloha_jax.profiling import Profiler
+from aloha_jax.run_directory import alone_in, check_directory, prepare_directory, require_directory, write_down
 from aloha_jax.signals import Interrupted, StopRequest
 from aloha_jax.training import RunState
 
 EVALUATION_SEED = 1_000_000  # evaluations during training; those after it start from FINAL_SEED
 FINAL_SEED = 2_000_000
-
-# What a resumed run may be given anew; every other setting is the run's own.
-RESUMABLE = ("resume", "total_timesteps", "device", "profile")
 
 # Train steps in a row with gradients that are not finite, after which a run gives up.
 MAX_BROKEN_UPDATES = 3
@@ -40,81 +35,6 @@ DUMP = "diverged"  # where in the run the state before the last of them is kept
 
 class Diverged(RuntimeError):
     """Training broke down; the message says where to look and what to change."""
-
-
-def check_directory(config: Config) -> None:
-    """Refuse, before anything is done, what `prepare_directory` would have to refuse.
-
-    Raises:
-        ConfigError: `log_dir` is a file, or holds something that must not be deleted.
-    """
-    directory = Path(config.log_dir)
-    if directory.exists() and not directory.is_dir():
-        raise ConfigError(f"--log-dir {directory} is a file")
-    if directory.is_dir() and any(directory.iterdir()):
-        if not config.overwrite:
-            raise ConfigError(f"--log-dir {directory} is not empty: choose another, --resume {directory}, or --overwrite")
-        _refuse_to_delete_strangers(directory)
-
-
-def prepare_directory(config: Config) -> Path:
-    """Make the run directory of a new run and write down how it was started.
-
-    Raises:
-        ConfigError: it exists already, or cannot be written.
-    """
-    directory = Path(config.log_dir)
-    check_directory(config)
-    try:
-        with replacing(directory.resolve()) as fresh:
-            _write_down(config, fresh)
-    except OSError as error:
-        raise ConfigError(f"cannot write --log-dir {directory}: {error.strerror or error}") from None
-    return directory
-
-
-def _write_down(config: Config, directory: Path) -> None:
-    """`config.json`, and one more line in `command.txt`."""
-    fresh = directory / ".config.json.new"
-    fresh.write_text(config.to_json() + "\n")
-    fresh.replace(directory / "config.json")
-    with (directory / "command.txt").open("a") as file:
-        file.write(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) + "\n")
-
-
-def _refuse_to_delete_strangers(directory: Path) -> None:
-    """--overwrite deletes runs, not whatever a mistyped path holds."""
-    missing = [name for name in ("config.json", "command.txt") if not (directory / name).exists()]
-    if missing:
-        raise ConfigError(f"--overwrite: {directory} holds no run (no {missing[0]}); delete it yourself if that is meant")
-
-
-def resumed_config(directory: Path, flags: Config, given: set[str]) -> Config:
-    """The saved configuration of a run, with a longer `total_timesteps` if one was given.
-
-    Args:
-        directory: the run.
-        flags: the configuration from the command line.
-        given: names of the settings that were given there.
-
-    Raises:
-        ConfigError: the run does not exist or a flag contradicts it.
-    """
-    if not (directory / "config.json").is_file():
-        raise ConfigError(f"--resume {directory} is not a run directory: it has no config.json")
-    if checkpoints.latest_checkpoint(directory) is None:
-        raise CheckpointError(
-            f"--resume {directory}: no complete checkpoint in its checkpoints folder; start it with --overwrite"
-        )
-    saved = dataclasses.replace(Config.load(directory / "config.json"), log_dir=str(directory))
-    for name in sorted(given - set(RESUMABLE)):
-        old, new = getattr(saved, name), getattr(flags, name)
-        if old != new:
-            raise ConfigError(f"--{name.replace('_', '-')} {new} contradicts the run, which has {old}: leave the flag out")
-    total = flags.total_timesteps if "total_timesteps" in given else saved.total_timesteps
-    if total < saved.total_timesteps:
-        raise ConfigError(f"--total-timesteps {total} is less than the run's own {saved.total_timesteps}")
-    return dataclasses.replace(saved, total_timesteps=total, device=flags.device, profile=flags.profile).validate()
 
 
 class Run:
@@ -184,6 +104,7 @@ class Run:
             if stop is not None and signum is not None:
                 raise Interrupted(signum, stop.farewell)
         self._read_metrics()
+        require_directory(self.directory)
         checkpoints.save_model(self.directory / "final_model", self.policy)
         plots.learning_curve(self.directory)
 
@@ -234,7 +155,7 @@ class Run:
         """Keep the state from which an update broke down, as a run that `--resume` replays; returns what to tell the user."""
         directory = self.directory / DUMP
         with replacing(directory) as fresh:
-            _write_down(self.config, fresh)
+            write_down(self.config, fresh)
             writer = CheckpointWriter(fresh / "checkpoints")
             self._save_to(writer, state, records)
             writer.close()
@@ -244,6 +165,7 @@ class Run:
         )
 
     def _evaluate(self, env_steps: int, interrupted: Callable[[], bool] = lambda: False) -> None:
+        require_directory(self.directory)
         self._read_metrics()
         policy = self.policy
         rollouts, train_rewards = self.evaluator(policy, interrupted=interrupted)
@@ -267,6 +189,7 @@ class Run:
             self.logger.console.print(f"[yellow]warning:[/] {complaint}")
 
     def _save(self) -> None:
+        require_directory(self.directory)
         self._read_metrics()  # what a checkpoint stands for must be on the disk before it: nobody would make it again
         self.logger.flush()
         self._save_to(
@@ -327,29 +250,43 @@ def final_evaluation(config: Config, directory: Path, logger: MetricsLogger) -> 
             status.update(f"judging best_model in gym_aloha: seed {rollout.seed} reached level {rollout.levels.max()}")
 
         report = evaluation.evaluate(policy, "gym_aloha", config.final_eval_episodes, FINAL_SEED, video=video, on_episode=show)
+    require_directory(directory)
     report.write(directory / "eval" / "report.json")
     return report, video
 
 
 def execute(config: Config, resume: bool = False) -> Path:
     """Train as configured, judge the result and print where everything is; returns the run directory."""
+    with contextlib.ExitStack() as claims:
+        config, env = _prepare(config, resume, claims)
+        return _train_and_judge(config, resume, env)
+
+
+def _prepare(config: Config, resume: bool, claims: contextlib.ExitStack) -> tuple[Config, Env]:
+    """What is wrong or missing shows here, before anything is deleted or written; then the directory, and it is ours alone."""
+    directory = Path(config.log_dir)
     if not resume:
         check_directory(config)
+    claims.enter_context(alone_in(directory))
     require_memory(config)
     if config.final_eval_episodes:
         judge.require_judge()
-    # What is missing shows before anything is deleted or written.
     if resume:
         checkpoints.load_teacher(config)  # it goes on under the saved configuration
     else:
         config = checkpoints.with_teachers_grip(config)
     checkpoints.load_initial(config)
     env = make_from_config(config)
-    directory = Path(config.log_dir)
     if resume:
-        _write_down(config, directory)
+        write_down(config, directory)
     else:
         prepare_directory(config)
+        claims.enter_context(alone_in(directory))  # the new one; the other is deleted
+    return config, env
+
+
+def _train_and_judge(config: Config, resume: bool, env: Env) -> Path:
+    directory = Path(config.log_dir)
     with StopRequest(f"stopped; to go on: train.py --resume {directory}") as stop:
         run = Run(config, directory, resume, env=env)
         try:

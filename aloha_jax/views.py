@@ -55,13 +55,29 @@ class Views:
         return _with_pixels(pixels, vectors), _with_pixels(final_pixels, final_vectors)
 
     def _vectors(self, moment: Moment) -> dict[str, jax.Array]:
-        """What an observation holds besides pixels."""
-        vectors = {"agent_pos": self._task.agent_pos(moment.physics)} if self._obs == "pixels_agent_pos" else {}
-        if self._observe_target:
-            vectors["target"] = moment.target
-        if moment.history is not None:
-            vectors["history"] = history.recall(moment.history, self.lags)
-        return vectors
+        agent_pos = self._task.agent_pos(moment.physics)
+        return vectors(self._obs, self._observe_target, self.lags, agent_pos, moment.target, moment.history)
+
+
+def vectors(
+    obs: str, observe_target: bool, lags: tuple[int, ...], agent_pos: jax.Array, target: jax.Array, memory: jax.Array | None
+) -> dict[str, jax.Array]:
+    """What an observation holds besides pixels, by name, float32[N, size] each: in training, before the judge, anywhere.
+
+    Args:
+        obs: `pixels` or `pixels_agent_pos`.
+        observe_target: whether the last targets are seen.
+        lags: control steps that the policy looks back.
+        agent_pos: measured joint positions, [N, 14].
+        target: the targets in force, [N, 14].
+        memory: as of `history.start` and `history.push`; None if there are no lags.
+    """
+    seen = {"agent_pos": agent_pos} if obs == "pixels_agent_pos" else {}
+    if observe_target:
+        seen["target"] = target
+    if memory is not None:
+        seen["history"] = history.recall(memory, lags)
+    return seen
 
 
 def _with_pixels(pixels: jax.Array, vectors: Observation) -> Observation:

@@ -32,6 +32,7 @@ import tyro
 from aloha_jax import checkpoints, run
 from aloha_jax.config import Config
 from aloha_jax.env import make_from_config
+from aloha_jax.run_directory import resumed_config
 from tests.crash import assert_same_run, require_whole, start_training
 
 # The smallest worlds, pictures (32x32) and networks that still go through everything, so that 2000 updates take a minute.
@@ -149,7 +150,7 @@ class Finisher:
         self._compiled: tuple | None = None
 
     def __call__(self, directory: Path) -> None:
-        config = run.resumed_config(directory, dataclasses.replace(self._config, resume=str(directory)), set())
+        config = resumed_config(directory, dataclasses.replace(self._config, resume=str(directory)), set())
         resumed = run.Run(config, directory, resume=True, quiet=True, env=self._env)
         if self._compiled:
             resumed.train_step, resumed.evaluator = self._compiled

@@ -43,6 +43,7 @@ ORDER = [
     "metrics",
     "plots",
     "profiling",
+    "run_directory",
     "run",
     "cli",
     "gym",

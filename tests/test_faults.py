@@ -1,9 +1,11 @@
 """What goes wrong around a training: it goes on where it can, stops in one sentence where not, and keeps its checkpoints."""
 
 import contextlib
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +14,11 @@ import pytest
 
 import train
 from aloha_jax import checkpoints, cli, metrics, training
+from aloha_jax.atomic import claimed
 from aloha_jax.config import Config
 from aloha_jax.networks import RunningStats
 from tests.crash import require_whole, rows
-from tests.small_run import FLAGS, STATE
+from tests.small_run import FLAGS, STATE, small_run
 from tests.tiny_disk import tiny_disk
 
 
@@ -57,6 +60,51 @@ def test_statistics_of_observations_never_take_in_what_is_not_finite() -> None:
         after = training._updated(stats, jnp.ones((1, 4, 2)).at[0, 1, 1].set(bad))
         jax.tree.map(np.testing.assert_array_equal, after, stats)
     assert training._updated(stats, jnp.ones((1, 4, 2))).mean[0] != stats.mean[0]
+
+
+@pytest.mark.parametrize("args", [("--resume", "{run}"), (*FLAGS, *STATE, "--log-dir", "{run}", "--overwrite")])
+def test_two_trainings_never_write_into_one_run(
+    args: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = Path(shutil.copytree(small_run(tmp_path_factory, STATE).directory, tmp_path / "run"))
+    command = [arg.format(run=directory) for arg in args]
+    flags, wait = ["--total-timesteps", "256"], "import sys; print('mine', flush=True); sys.stdin.read()"
+    claim = f"from aloha_jax.atomic import claimed; from pathlib import Path\nwith claimed(Path({str(directory)!r})): {wait}"
+    other = subprocess.Popen([sys.executable, "-c", claim], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "mine\n"
+        before = sorted(directory.rglob("*"))
+        assert f"another training runs in {directory}" in refused(capsys, *command, *flags)
+        assert sorted(directory.rglob("*")) == before
+    finally:
+        other.kill()
+        other.communicate()
+    train.main([*command, *flags])  # whatever became of the other, it is free now
+    assert (directory / "checkpoints" / "256").is_dir()
+    with claimed(directory):  # and given back at the end
+        pass
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_run_whose_directory_is_taken_away_says_so_and_makes_no_other(
+    moved: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory, make = tmp_path / "run", training.make_train_step
+
+    def making(*args: Any, **options: Any) -> Any:
+        step = make(*args, **options)
+
+        def taking(state: training.RunState) -> Any:
+            after = step(state)
+            shutil.move(directory, tmp_path / "elsewhere") if moved else shutil.rmtree(directory)
+            return after
+
+        return taking
+
+    monkeypatch.setattr(training, "make_train_step", making)
+    assert f"{directory} was deleted or moved away" in refused(capsys, *FLAGS, *STATE, "--log-dir", str(directory))
+    assert not directory.exists()
 
 
 def test_a_tensorboard_that_cannot_be_written_is_told_once_and_done_without(

@@ -10,6 +10,7 @@ import pytest
 
 import train
 from aloha_jax import checkpoints, cli, run
+from aloha_jax.run_directory import prepare_directory
 from aloha_jax.signals import Interrupted, StopRequest
 from tests.crash import assert_same_run, complete_checkpoints, require_whole, rows, start_training
 from tests.small_run import FLAGS, PIXELS, STATE, small_run
@@ -70,7 +71,7 @@ def test_a_signal_does_not_wait_for_an_evaluation(tmp_path: Path) -> None:
     """Nor does it cost one: that is made up for on resume, as above."""
     directory, stop, evaluations = tmp_path / "run", StopRequest("to be continued"), 0
     config, _ = cli.parse_config([*FLAGS, *STATE, "--log-dir", str(directory)])
-    training = run.Run(config, run.prepare_directory(config), quiet=True)
+    training = run.Run(config, prepare_directory(config), quiet=True)
     evaluate = training.evaluator
 
     def with_a_signal(*args: Any, **options: Any) -> Any:

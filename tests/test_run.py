@@ -10,7 +10,7 @@ import jax
 import pytest
 
 import train
-from aloha_jax import checkpoints, cli, evaluation, run, training
+from aloha_jax import checkpoints, cli, evaluation, run, run_directory, training
 from aloha_jax.config import Config
 from aloha_jax.metrics import MetricsLogger
 from tests.small_run import FLAGS, PIXELS, STATE, keep_train_steps, small_run
@@ -124,7 +124,7 @@ def test_a_flag_that_contradicts_the_resumed_run_is_refused(
 
 def test_a_flag_that_agrees_with_the_resumed_run_is_accepted(state_run: Path) -> None:
     config, given = cli.parse_config(["--resume", str(state_run), "--obs", "state", "--preset", "smoke"])
-    assert run.resumed_config(state_run, config, given) == dataclasses.replace(
+    assert run_directory.resumed_config(state_run, config, given) == dataclasses.replace(
         Config.load(state_run / "config.json"), device="auto"
     )
 
@@ -170,9 +170,9 @@ def test_overwrite_deletes_only_runs(tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_overwrite_starts_afresh(tmp_path: Path) -> None:
     config = Config(log_dir=str(tmp_path / "run"), overwrite=True)
-    run.prepare_directory(config)
+    run_directory.prepare_directory(config)
     (tmp_path / "run" / "best_model").mkdir()
-    run.prepare_directory(config)
+    run_directory.prepare_directory(config)
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"config.json", "command.txt"}
 
 

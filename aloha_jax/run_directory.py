@@ -1,0 +1,113 @@
+"""A run's directory: made once, written by one training at a time, and what going on in it must not contradict."""
+
+import contextlib
+import dataclasses
+import shlex
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from aloha_jax import checkpoints
+from aloha_jax.atomic import claimed, replacing
+from aloha_jax.checkpoints import CheckpointError
+from aloha_jax.config import Config, ConfigError
+
+# What a resumed run may be given anew; every other setting is the run's own.
+RESUMABLE = ("resume", "total_timesteps", "device", "profile")
+
+
+def check_directory(config: Config) -> None:
+    """Refuse, before anything is done, what `prepare_directory` would have to refuse.
+
+    Raises:
+        ConfigError: `log_dir` is a file, or holds something that must not be deleted.
+    """
+    directory = Path(config.log_dir)
+    if directory.exists() and not directory.is_dir():
+        raise ConfigError(f"--log-dir {directory} is a file")
+    if directory.is_dir() and any(directory.iterdir()):
+        if not config.overwrite:
+            raise ConfigError(f"--log-dir {directory} is not empty: choose another, --resume {directory}, or --overwrite")
+        _refuse_to_delete_strangers(directory)
+
+
+def prepare_directory(config: Config) -> Path:
+    """Make the run directory of a new run and write down how it was started.
+
+    Raises:
+        ConfigError: it exists already, or cannot be written.
+    """
+    directory = Path(config.log_dir)
+    check_directory(config)
+    try:
+        with replacing(directory.resolve()) as fresh:
+            write_down(config, fresh)
+    except OSError as error:
+        raise ConfigError(f"cannot write --log-dir {directory}: {error.strerror or error}") from None
+    return directory
+
+
+@contextlib.contextmanager
+def alone_in(directory: Path) -> Iterator[None]:
+    """No other training in that directory, if it exists.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    with contextlib.ExitStack() as claim:
+        try:
+            if directory.is_dir():
+                claim.enter_context(claimed(directory))
+        except BlockingIOError:
+            raise ConfigError(f"another training runs in {directory}: wait for its end, or choose another place") from None
+        yield
+
+
+def require_directory(directory: Path) -> None:
+    """Raises `ConfigError` if it has gone since `prepare_directory`: made anew, it would hold half a run."""
+    if not (directory / "config.json").exists():
+        raise ConfigError(f"{directory} was deleted or moved away while it was trained there: what came after is lost")
+
+
+def write_down(config: Config, directory: Path) -> None:
+    """`config.json`, and one more line in `command.txt`."""
+    fresh = directory / ".config.json.new"
+    fresh.write_text(config.to_json() + "\n")
+    fresh.replace(directory / "config.json")
+    with (directory / "command.txt").open("a") as file:
+        file.write(shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) + "\n")
+
+
+def _refuse_to_delete_strangers(directory: Path) -> None:
+    """--overwrite deletes runs, not whatever a mistyped path holds."""
+    missing = [name for name in ("config.json", "command.txt") if not (directory / name).exists()]
+    if missing:
+        raise ConfigError(f"--overwrite: {directory} holds no run (no {missing[0]}); delete it yourself if that is meant")
+
+
+def resumed_config(directory: Path, flags: Config, given: set[str]) -> Config:
+    """The saved configuration of a run, with a longer `total_timesteps` if one was given.
+
+    Args:
+        directory: the run.
+        flags: the configuration from the command line.
+        given: names of the settings that were given there.
+
+    Raises:
+        ConfigError: the run does not exist or a flag contradicts it.
+    """
+    if not (directory / "config.json").is_file():
+        raise ConfigError(f"--resume {directory} is not a run directory: it has no config.json")
+    if checkpoints.latest_checkpoint(directory) is None:
+        raise CheckpointError(
+            f"--resume {directory}: no complete checkpoint in its checkpoints folder; start it with --overwrite"
+        )
+    saved = dataclasses.replace(Config.load(directory / "config.json"), log_dir=str(directory))
+    for name in sorted(given - set(RESUMABLE)):
+        old, new = getattr(saved, name), getattr(flags, name)
+        if old != new:
+            raise ConfigError(f"--{name.replace('_', '-')} {new} contradicts the run, which has {old}: leave the flag out")
+    total = flags.total_timesteps if "total_timesteps" in given else saved.total_timesteps
+    if total < saved.total_timesteps:
+        raise ConfigError(f"--total-timesteps {total} is less than the run's own {saved.total_timesteps}")
+    return dataclasses.replace(saved, total_timesteps=total, device=flags.device, profile=flags.profile).validate()
