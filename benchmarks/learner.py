@@ -7,6 +7,9 @@ benchmarks/README.md makes those environments; without a flag its library is lef
 - update, samples/s: gradients of PPO's loss and optimizer steps, counting every epoch.
 - all, steps/s: acting and updating, in an environment that costs nothing (`Drift`; Brax's is the same). Stable-Baselines3's
   environments live in Python, so that what it would say of them says nothing of the learner.
+
+The last row is what no update in float32 can exceed on this machine: the rate of its fastest large matrix product over the
+floating-point operations that XLA counts in the gradient of one sample.
 """
 
 import dataclasses
@@ -75,8 +78,8 @@ def network_of(config: Config) -> ActorCritic:
     return ActorCritic(hidden_sizes=config.hidden_sizes, activation=config.activation)
 
 
-def our_update(config: Config) -> Callable[[], Any]:
-    """One update on a rollout of noise."""
+def rollout_of_noise(config: Config) -> tuple[ppo.Apply, Any, ppo.Batch]:
+    """The network, its parameters and something to learn from."""
     network = network_of(config)
     shape = (config.n_steps, config.n_envs)
     key = jax.random.key(0)
@@ -87,11 +90,33 @@ def our_update(config: Config) -> Callable[[], Any]:
     noise = jax.random.normal(key, shape)
     action = jax.random.normal(key, (*shape, ACTION_SIZE))
     batch = ppo.Batch(inputs, action, noise - 15.0, noise, noise, noise)
-    params = network.init(key, jax.tree.map(lambda x: x[0, :1], inputs))
+    return cast(Any, network.apply), network.init(key, jax.tree.map(lambda x: x[0, :1], inputs)), batch
+
+
+def our_update(config: Config) -> Callable[[], Any]:
+    """One update on a rollout of noise."""
+    apply, params, batch = rollout_of_noise(config)
     optimizer, hp = training.make_optimizer(config), training.hyperparameters(config)
-    opt_state, apply = optimizer.init(params), cast(Any, network.apply)
+    opt_state = optimizer.init(params)
     update = jax.jit(lambda p, o, b, k: ppo.update(p, o, b, k, apply, optimizer, hp))
-    return lambda: update(params, opt_state, batch, key)
+    return lambda: update(params, opt_state, batch, jax.random.key(0))
+
+
+def operations(config: Config) -> float:
+    """Floating-point operations of the gradient of one sample, as XLA counts them."""
+    apply, params, batch = rollout_of_noise(config)
+    minibatch = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[: config.batch_size], batch)
+    gradient = jax.jit(lambda p, b: ppo.minibatch_gradient(p, apply, b, training.hyperparameters(config)))
+    counted: Any = gradient.lower(params, minibatch).cost_analysis()
+    return counted["flops"] / config.batch_size
+
+
+def fastest_product() -> float:
+    """Floating-point operations per second of a product of two large matrices."""
+    size = 2048
+    factor = jax.random.normal(jax.random.key(0), (size, size))
+    product = jax.jit(jnp.dot)
+    return 2 * size**3 / seconds_of(lambda: product(factor, factor))
 
 
 def our_training(config: Config) -> Callable[[], Any]:
@@ -127,6 +152,12 @@ def ours() -> dict[str, float]:
     }
 
 
+def limits() -> dict[str, float]:
+    """What the updates' rates cannot exceed."""
+    peak = fastest_product()
+    return {"state_update": peak / operations(STATE), "pixel_update": peak / operations(PIXELS)}
+
+
 def of_script(python: str, script: str) -> dict[str, float]:
     """Another library's rates: the last line that its script prints."""
     sizes: dict[str, Any] = {"obs_size": OBS_SIZE, "action_size": ACTION_SIZE, "picture": PICTURE}
@@ -148,6 +179,7 @@ def main(flags: Flags) -> None:
             rates.setdefault("Brax", []).append(of_script(flags.brax_python, "learner_brax.py"))
         if flags.sb3_python is not None:
             rates.setdefault("Stable-Baselines3", []).append(of_script(flags.sb3_python, "learner_sb3.py"))
+        rates.setdefault("the machine's limit", []).append(limits())
     names = ("state_update", "state_all", "pixel_update")
     print("| | state: update, samples/s | state: all, steps/s | pixels: update, samples/s |\n|---|---|---|---|")
     for library, rounds in rates.items():
