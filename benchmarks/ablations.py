@@ -29,8 +29,11 @@ EVALUATIONS = 10  # during training, beside the one of the untrained policy
 EVALUATION_EPISODES = 64
 CHECKPOINTS = 4  # per training: seldom, for they only serve to go on after an interruption
 LEVELS = ("level_1", "level_2", "level_3", "level_4")
-# What two runs of the same ablation may differ in.
-INCIDENTAL = ("log_dir", "resume", "overwrite", "device", "profile")
+# What two runs of the same ablation may differ in: nothing of it reaches what is learned.
+INCIDENTAL = (
+    *("log_dir", "resume", "overwrite", "device", "profile"),
+    *("checkpoint_freq", "keep_period", "final_eval_episodes", "final_video"),
+)
 
 Row = dict[str, float]
 

@@ -132,6 +132,9 @@ def test_what_is_finished_is_left_and_what_was_cut_off_goes_on(tmp_path: Path) -
     assert ablations.what_is_left(directory, wanted) == ["--resume", str(directory)]
     (directory / "final_model").mkdir()
     assert ablations.what_is_left(directory, wanted) is None
+    filmed = dataclasses.replace(configuration(flags, "state"), checkpoint_freq=10, final_video=False)
+    (directory / "config.json").write_text(filmed.to_json())
+    assert ablations.what_is_left(directory, wanted) is None  # a run of one's own that learned the same
     other = ablations.train_flags(dataclasses.replace(flags, total_timesteps=2000), "state", 0)
     with pytest.raises(ConfigError, match="was trained with --total-timesteps 1000, not 2000"):
         ablations.what_is_left(directory, other)
