@@ -32,6 +32,45 @@ _STATE = Config(
     final_eval_episodes=20,
 )
 
+# DAgger: needs --teacher.
+_PIXELS = dataclasses.replace(
+    _STATE,
+    preset="pixels",
+    obs="pixels_agent_pos",
+    observe_target=True,
+    # Whoever holds an object knows from where its joints were at the grasp how it lies in the hand.
+    history=(2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 64),
+    image_height=72,
+    image_width=120,
+    # Convolutions that do not overlap are matrix products of the picture's patches: cheap on CPUs.
+    conv=((48, 8, 8), (64, 3, 2)),
+    features_dim=256,
+    privileged_critic=True,
+    log_std_init=-1.6,
+    log_std_final=None,
+    n_envs=128,
+    n_steps=16,
+    batch_size=256,
+    n_epochs=3,
+    learning_rate=8e-4,
+    lr_schedule="linear",
+    target_kl=None,
+    episode_length=120,
+    start_states="task",  # an archived state has no history
+    advantage_bins=1,
+    # One update's policy swings from evaluation to evaluation; their average does not.
+    average_decay=0.99,
+    distill_coef=1.0,
+    ppo_coef=0.0,
+    teacher_mix=0.3,
+    teacher_mix_final=0.0,
+    total_timesteps=2_000_000,
+    checkpoint_freq=100_000,
+    eval_freq=100_000,
+    eval_episodes=64,
+    final_eval_episodes=10,
+)
+
 PRESETS: dict[str, Config] = {
     "state": _STATE,
     # Nothing of the scripted expert: what its states show, a potential has to say.
@@ -60,41 +99,19 @@ PRESETS: dict[str, Config] = {
         grip_tolerance=0.008,
         total_timesteps=500_000,
     ),
-    # DAgger: needs --teacher.
-    "pixels": dataclasses.replace(
-        _STATE,
-        preset="pixels",
-        obs="pixels_agent_pos",
-        observe_target=True,
-        # Whoever holds an object knows from where its joints were at the grasp how it lies in the hand.
-        history=(2, 4, 8, 12, 16, 20, 24, 28, 32, 40, 48, 64),
-        image_height=72,
-        image_width=120,
-        # Convolutions that do not overlap are matrix products of the picture's patches: cheap on CPUs.
-        conv=((48, 8, 8), (64, 3, 2)),
-        features_dim=256,
-        privileged_critic=True,
-        log_std_init=-1.6,
-        log_std_final=None,
-        n_envs=128,
-        n_steps=16,
-        batch_size=256,
-        n_epochs=3,
-        learning_rate=8e-4,
-        lr_schedule="linear",
-        target_kl=None,
-        episode_length=120,
-        start_states="task",  # an archived state has no history
-        advantage_bins=1,
-        distill_coef=1.0,
-        ppo_coef=0.0,
-        teacher_mix=0.3,
-        teacher_mix_final=0.0,
-        total_timesteps=2_000_000,
-        checkpoint_freq=100_000,
-        eval_freq=100_000,
-        eval_episodes=64,
-        final_eval_episodes=10,
+    "pixels": _PIXELS,
+    # The second stage after `pixels`: needs --teacher and --init-from. What inserts in cheap physics may not in the judge's.
+    "pixels-polish": dataclasses.replace(
+        _PIXELS,
+        preset="pixels-polish",
+        physics="exact",
+        render_quality="shadows",
+        learning_rate=3e-4,
+        teacher_mix=0.05,
+        total_timesteps=320_000,
+        checkpoint_freq=40_000,
+        eval_freq=80_000,
+        eval_episodes=48,
     ),
     "cpu": Config(
         preset="cpu",
