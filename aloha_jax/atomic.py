@@ -42,7 +42,7 @@ def claimed(directory: Path) -> Iterator[None]:
     """An existing directory kept from others who claim it; ends with the process at the latest, however that ends.
 
     Raises:
-        BlockingIOError: someone else has it.
+        BlockingIOError: someone else has it, or has just put another in its place.
     """
     descriptor = os.open(directory, os.O_RDONLY)
     try:
@@ -52,6 +52,8 @@ def claimed(directory: Path) -> Iterator[None]:
             raise
         except OSError:  # a file system without locks: nothing is kept from anybody there, and nothing else is wrong
             pass
+        if not (directory.exists() and os.path.samestat(os.fstat(descriptor), os.stat(directory))):
+            raise BlockingIOError(errno.EWOULDBLOCK, os.strerror(errno.EWOULDBLOCK), str(directory))
         yield
     finally:
         os.close(descriptor)

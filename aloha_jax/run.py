@@ -21,7 +21,7 @@ from aloha_jax.networks import num_parameters
 from aloha_jax.pixels.egl import EglRenderer, num_gpus, software_warning
 from aloha_jax.policy import Policy
 from aloha_jax.profiling import Profiler
-from aloha_jax.run_directory import alone_in, check_directory, prepare_directory, require_directory, write_down
+from aloha_jax.run_directory import alone_in, check_directory, identity, prepare_directory, require_same, write_down
 from aloha_jax.signals import Interrupted, StopRequest
 from aloha_jax.training import RunState
 
@@ -42,6 +42,7 @@ class Run:
 
     def __init__(self, config: Config, directory: Path, resume: bool = False, quiet: bool = False, env: Env | None = None):
         self.config, self.directory = config, directory
+        self._identity = identity(directory)
         self.env: Env = env or make_from_config(config)
         eval_env = make_from_config(config, config.eval_episodes, autoreset=False, frames=self.env.renderer)
         seeds = [EVALUATION_SEED + i for i in range(config.eval_episodes)]
@@ -72,6 +73,10 @@ class Run:
     def policy(self) -> Policy:
         """The policy as it stands; a copy, for `train_step` donates the original's buffers."""
         return Policy(self.config, *_copy((self.state.judged, self.state.stats)))
+
+    def require_directory(self) -> None:
+        """Raises `ConfigError` if it is not where it was."""
+        require_same(self.directory, self._identity)
 
     def train(self, stop: StopRequest | None = None) -> None:
         """Run to `config.total_timesteps`; leaves `final_model`, the last checkpoint and the learning curve.
@@ -104,7 +109,7 @@ class Run:
             if stop is not None and signum is not None:
                 raise Interrupted(signum, stop.farewell)
         self._read_metrics()
-        require_directory(self.directory)
+        self.require_directory()
         checkpoints.save_model(self.directory / "final_model", self.policy)
         plots.learning_curve(self.directory)
 
@@ -148,6 +153,7 @@ class Run:
         env_steps, metrics, finished = self._pending
         self._pending = None
         metrics = jax.device_get(metrics)
+        self.require_directory()
         self.logger.log_update(env_steps, metrics, finished)
         self.broken_updates = self.broken_updates + 1 if metrics["skipped_minibatches"] > 0 else 0
 
@@ -165,10 +171,10 @@ class Run:
         )
 
     def _evaluate(self, env_steps: int, interrupted: Callable[[], bool] = lambda: False) -> None:
-        require_directory(self.directory)
         self._read_metrics()
         policy = self.policy
         rollouts, train_rewards = self.evaluator(policy, interrupted=interrupted)
+        self.require_directory()
         report = evaluation.summarize(rollouts, "mjx" if self.config.engine == "mjx" else "c")
         self.logger.log_evaluation(env_steps, report, float(train_rewards.mean()))
         # Success first, then the mean level, then the training reward, each too small to outweigh the one before.
@@ -189,7 +195,7 @@ class Run:
             self.logger.console.print(f"[yellow]warning:[/] {complaint}")
 
     def _save(self) -> None:
-        require_directory(self.directory)
+        self.require_directory()
         self._read_metrics()  # what a checkpoint stands for must be on the disk before it: nobody would make it again
         self.logger.flush()
         self._save_to(
@@ -244,13 +250,15 @@ def final_evaluation(config: Config, directory: Path, logger: MetricsLogger) -> 
     """Judge the best model in gym_aloha; writes `eval/report.json` and a video."""
     policy = checkpoints.load_policy(directory / "best_model")
     video = directory / "eval" / "videos" / "best_model.mp4" if config.final_video else None
+    before = identity(directory)
     with logger.console.status(f"judging best_model in gym_aloha, {config.final_eval_episodes} episodes") as status:
 
         def show(rollout: judge.Rollout) -> None:
+            require_same(directory, before)
             status.update(f"judging best_model in gym_aloha: seed {rollout.seed} reached level {rollout.levels.max()}")
 
         report = evaluation.evaluate(policy, "gym_aloha", config.final_eval_episodes, FINAL_SEED, video=video, on_episode=show)
-    require_directory(directory)
+    require_same(directory, before)
     report.write(directory / "eval" / "report.json")
     return report, video
 
@@ -267,7 +275,7 @@ def _prepare(config: Config, resume: bool, claims: contextlib.ExitStack) -> tupl
     directory = Path(config.log_dir)
     if not resume:
         check_directory(config)
-    claims.enter_context(alone_in(directory))
+    existed = claims.enter_context(alone_in(directory))
     require_memory(config)
     if config.final_eval_episodes:
         judge.require_judge()
@@ -280,6 +288,8 @@ def _prepare(config: Config, resume: bool, claims: contextlib.ExitStack) -> tupl
     if resume:
         write_down(config, directory)
     else:
+        if not existed:  # meanwhile it may
+            claims.enter_context(alone_in(directory))
         prepare_directory(config)
         claims.enter_context(alone_in(directory))  # the new one; the other is deleted
     return config, env
@@ -290,10 +300,14 @@ def _train_and_judge(config: Config, resume: bool, env: Env) -> Path:
     with StopRequest(f"stopped; to go on: train.py --resume {directory}") as stop:
         run = Run(config, directory, resume, env=env)
         try:
-            run.train(stop)
-            seconds = run.logger.seconds
-        finally:
-            run.close()
+            try:
+                run.train(stop)
+                seconds = run.logger.seconds
+            finally:
+                run.close()
+        except Exception:  # whatever went wrong first, this would be why
+            run.require_directory()
+            raise
         if stop.signum is not None:
             raise Interrupted(stop.signum, stop.farewell)
         stop.nothing_to_save = True

@@ -48,24 +48,37 @@ def prepare_directory(config: Config) -> Path:
 
 
 @contextlib.contextmanager
-def alone_in(directory: Path) -> Iterator[None]:
-    """No other training in that directory, if it exists.
+def alone_in(directory: Path) -> Iterator[bool]:
+    """No other training in that directory; False if there is none yet.
 
     Raises:
         ConfigError: there is one.
     """
     with contextlib.ExitStack() as claim:
+        exists = directory.is_dir()
         try:
-            if directory.is_dir():
+            if exists:
                 claim.enter_context(claimed(directory))
         except BlockingIOError:
             raise ConfigError(f"another training runs in {directory}: wait for its end, or choose another place") from None
-        yield
+        yield exists
 
 
-def require_directory(directory: Path) -> None:
-    """Raises `ConfigError` if it has gone since `prepare_directory`: made anew, it would hold half a run."""
+def identity(directory: Path) -> tuple[int, int] | None:
+    """What tells a run's directory from another of the same name, as long as it is claimed; None where there is no run."""
     if not (directory / "config.json").exists():
+        return None
+    found = directory.stat()
+    return found.st_dev, found.st_ino
+
+
+def require_same(directory: Path, before: tuple[int, int] | None) -> None:
+    """What a run writes belongs into its own directory, not into one that took its name, nor into the rest of one.
+
+    Raises:
+        ConfigError: it was deleted or moved.
+    """
+    if identity(directory) != before:
         raise ConfigError(f"{directory} was deleted or moved away while it was trained there: what came after is lost")
 
 

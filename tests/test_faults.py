@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ import numpy as np
 import pytest
 
 import train
-from aloha_jax import checkpoints, cli, metrics, training
-from aloha_jax.atomic import claimed
-from aloha_jax.config import Config
+from aloha_jax import checkpoints, cli, metrics, run, training
+from aloha_jax.config import Config, ConfigError
+from aloha_jax.env import make_from_config
 from aloha_jax.networks import RunningStats
+from aloha_jax.run_directory import alone_in, prepare_directory
 from tests.crash import require_whole, rows
 from tests.small_run import FLAGS, STATE, small_run
 from tests.tiny_disk import tiny_disk
@@ -62,49 +64,114 @@ def test_statistics_of_observations_never_take_in_what_is_not_finite() -> None:
     assert training._updated(stats, jnp.ones((1, 4, 2))).mean[0] != stats.mean[0]
 
 
-@pytest.mark.parametrize("args", [("--resume", "{run}"), (*FLAGS, *STATE, "--log-dir", "{run}", "--overwrite")])
-def test_two_trainings_never_write_into_one_run(
+START = (*FLAGS, *STATE, "--log-dir", "{run}", "--total-timesteps", "256")
+RESUME = ("--resume", "{run}", "--total-timesteps", "256")
+
+
+@pytest.fixture
+def after_updates(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
+    """What is put in here is done after the first update, the second, and so on."""
+    deeds: list[Callable[[], None]] = []
+    make = training.make_train_step
+
+    def making(*args: Any, **options: Any) -> Any:
+        step = make(*args, **options)
+
+        def stepping(state: training.RunState) -> Any:
+            after = step(state)
+            if deeds:
+                deeds.pop(0)()
+            return after
+
+        return stepping
+
+    monkeypatch.setattr(training, "make_train_step", making)
+    return deeds
+
+
+@pytest.mark.parametrize("args", [RESUME, (*START, "--overwrite")])
+def test_a_run_that_another_process_trains_is_left_alone(
     args: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = Path(shutil.copytree(small_run(tmp_path_factory, STATE).directory, tmp_path / "run"))
     command = [arg.format(run=directory) for arg in args]
-    flags, wait = ["--total-timesteps", "256"], "import sys; print('mine', flush=True); sys.stdin.read()"
+    wait = "import sys; print('mine', flush=True); sys.stdin.read()"
     claim = f"from aloha_jax.atomic import claimed; from pathlib import Path\nwith claimed(Path({str(directory)!r})): {wait}"
     other = subprocess.Popen([sys.executable, "-c", claim], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout is not None
         assert other.stdout.readline() == "mine\n"
         before = sorted(directory.rglob("*"))
-        assert f"another training runs in {directory}" in refused(capsys, *command, *flags)
+        assert f"another training runs in {directory}" in refused(capsys, *command)
         assert sorted(directory.rglob("*")) == before
     finally:
         other.kill()
         other.communicate()
-    train.main([*command, *flags])  # whatever became of the other, it is free now
+    train.main(command)  # a kill leaves nothing behind
     assert (directory / "checkpoints" / "256").is_dir()
-    with claimed(directory):  # and given back at the end
-        pass
 
 
-@pytest.mark.parametrize("moved", [False, True])
-def test_a_run_whose_directory_is_taken_away_says_so_and_makes_no_other(
-    moved: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("args", [START, RESUME, (*START, "--overwrite")])
+def test_a_training_keeps_others_out_of_its_run_until_it_ends(
+    args: tuple[str, ...],
+    tmp_path_factory: pytest.TempPathFactory,
+    tmp_path: Path,
+    after_updates: list[Callable[[], None]],
 ) -> None:
-    directory, make = tmp_path / "run", training.make_train_step
+    directory = tmp_path / "run"
+    if args != START:
+        shutil.copytree(small_run(tmp_path_factory, STATE).directory, directory)
+    refusals = []
 
-    def making(*args: Any, **options: Any) -> Any:
-        step = make(*args, **options)
+    def intrude() -> None:
+        with pytest.raises(ConfigError, match="another training runs in"), alone_in(directory):
+            pass
+        refusals.append(directory)
 
-        def taking(state: training.RunState) -> Any:
-            after = step(state)
-            shutil.move(directory, tmp_path / "elsewhere") if moved else shutil.rmtree(directory)
-            return after
+    after_updates.append(intrude)
+    train.main([arg.format(run=directory) for arg in args])
+    assert refusals == [directory]
+    with alone_in(directory) as exists:
+        assert exists
 
-        return taking
 
-    monkeypatch.setattr(training, "make_train_step", making)
-    assert f"{directory} was deleted or moved away" in refused(capsys, *FLAGS, *STATE, "--log-dir", str(directory))
-    assert not directory.exists()
+def test_two_that_begin_the_same_run_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The other makes its directory after ours was looked for, and before we make it: even --overwrite must not take it away."""
+    directory = tmp_path / "run"
+    with contextlib.ExitStack() as other:
+
+        def late(config: Config, *args: Any, **options: Any) -> Any:
+            prepare_directory(config)
+            other.enter_context(alone_in(directory))
+            return make_from_config(config, *args, **options)
+
+        monkeypatch.setattr(run, "make_from_config", late)
+        error = refused(capsys, *FLAGS, *STATE, "--log-dir", str(directory), "--overwrite")
+        assert f"another training runs in {directory}" in error
+
+
+@pytest.mark.parametrize("then", ["nothing", "moved", "another"])
+@pytest.mark.parametrize("interval", ["64", "100000"])
+def test_a_run_whose_directory_is_taken_away_says_so_and_makes_no_other(
+    then: str, interval: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], after_updates: list[Callable[[], None]]
+) -> None:
+    directory = tmp_path / "run"
+
+    def take() -> None:
+        if then == "nothing":
+            shutil.rmtree(directory)
+            return
+        shutil.move(directory, tmp_path / "elsewhere")
+        if then == "another":
+            prepare_directory(Config(log_dir=str(directory)))
+
+    after_updates.append(take)
+    flags = ("--log-dir", str(directory), "--eval-freq", interval, "--checkpoint-freq", interval)
+    assert f"{directory} was deleted or moved away" in refused(capsys, *FLAGS, *STATE, *flags)
+    left = {path.name for path in directory.iterdir()} if directory.exists() else set()
+    assert left == ({"config.json", "command.txt"} if then == "another" else set())
 
 
 def test_a_tensorboard_that_cannot_be_written_is_told_once_and_done_without(
