@@ -75,7 +75,7 @@ def parse_config(args: Sequence[str]) -> tuple[Config, set[str]]:
     config = parse(Config, args, default=PRESETS[preset], description="Train a policy with PPO; docs: README.md.")
     given = {word[2:].split("=")[0].removeprefix("no-").replace("-", "_") for word in args if word.startswith("--")}
     given &= {field.name for field in dataclasses.fields(Config)}
-    if preset.endswith("polish") and config.init_from is None and config.resume is None:
+    if preset in ("polish", "pixels-polish") and config.init_from is None and config.resume is None:
         raise ConfigError(f"--preset {preset} goes on from a policy that inserts: give it with --init-from")
     return dataclasses.replace(config, preset=preset).validate(), given
 

@@ -26,7 +26,7 @@ from aloha_jax.pixels.egl import gl_renderer_string
 from aloha_jax.policy import Policy
 from aloha_jax.tasks import make_task
 from aloha_jax.tasks.insertion import Progress, Shaping
-from aloha_jax.views import vectors
+from aloha_jax.views import vectors_beside_pixels
 
 
 class Rollout(NamedTuple):
@@ -84,8 +84,10 @@ class Controller:
         else:
             pixels = frame_to_observation(observation["pixels"]["top"], config.image_height, config.image_width, config.crop)
             self._memory = self._remember(self._memory, history.known(config.obs, agent_pos, self._target))
-            seen = (config.obs, config.observe_target, config.history, agent_pos, self._target, self._memory)
-            obs = {"pixels": pixels[None], **vectors(*seen)}
+            vectors = vectors_beside_pixels(
+                config.obs, config.observe_target, config.history, agent_pos, target=self._target, memory=self._memory
+            )
+            obs = {"pixels": pixels[None], **vectors}
         action = self._policy.act(obs, key)
         self._target = self._delta_target(self._target, agent_pos, action) if config.action == "delta" else action
         self._clock += 1

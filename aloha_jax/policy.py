@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from aloha_jax import history, networks
 from aloha_jax.config import Config
 from aloha_jax.networks import ActorCritic, MirroredActorCritic, RunningStats, as_inputs, normalize_inputs
-from aloha_jax.views import vectors
+from aloha_jax.views import vectors_beside_pixels
 
 AGENT_POS_SIZE = 14
 STATE_SIZE = 142  # tasks.insertion.Insertion.features
@@ -34,7 +34,7 @@ def example_inputs(config: Config) -> dict[str, jax.Array]:
     joints = jnp.zeros((1, AGENT_POS_SIZE))
     memory = history.start(joints, config.history)
     inputs = {"pixels": jnp.zeros((1, config.image_height, config.image_width, 3), jnp.uint8)}
-    inputs |= vectors(config.obs, config.observe_target, config.history, joints, joints, memory)
+    inputs |= vectors_beside_pixels(config.obs, config.observe_target, config.history, joints, joints, memory)
     return inputs | ({"privileged": jnp.zeros((1, STATE_SIZE))} if config.privileged_critic else {})
 
 

@@ -58,7 +58,7 @@ _PIXELS = dataclasses.replace(
     episode_length=120,
     start_states="task",  # an archived state has no history
     advantage_bins=1,
-    # One update's policy swings from evaluation to evaluation; their average does not.
+    # One update's policy swings from evaluation to evaluation; their average swings less (experiment 12).
     average_decay=0.99,
     distill_coef=1.0,
     ppo_coef=0.0,

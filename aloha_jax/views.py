@@ -56,10 +56,10 @@ class Views:
 
     def _vectors(self, moment: Moment) -> dict[str, jax.Array]:
         agent_pos = self._task.agent_pos(moment.physics)
-        return vectors(self._obs, self._observe_target, self.lags, agent_pos, moment.target, moment.history)
+        return vectors_beside_pixels(self._obs, self._observe_target, self.lags, agent_pos, moment.target, moment.history)
 
 
-def vectors(
+def vectors_beside_pixels(
     obs: str, observe_target: bool, lags: tuple[int, ...], agent_pos: jax.Array, target: jax.Array, memory: jax.Array | None
 ) -> dict[str, jax.Array]:
     """What an observation holds besides pixels, by name, float32[N, size] each: in training, before the judge, anywhere.

@@ -63,10 +63,11 @@ def _whole_frame(height: int, width: int) -> Ablation:
 
 
 PURE_PPO = ("--ppo-coef", "1", "--distill-coef", "0", "--teacher-mix", "0")
-# The `pixels` preset explores and steps as suits an imitator; this is how `state`, which has no teacher either, does.
+# The `pixels` preset explores, steps and averages as suits an imitator; this is how `state`, which has no teacher either, does.
 EXPLORE = (
     *("--log-std-init", "-0.7", "--log-std-final", "-1.7", "--n-epochs", "4"),
     *("--learning-rate", "6e-4", "--lr-schedule", "adaptive", "--target-kl", "0.02"),
+    *("--average-decay", "0"),
 )
 
 ABLATIONS: dict[str, Ablation] = {

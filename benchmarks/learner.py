@@ -8,8 +8,8 @@ benchmarks/README.md makes those environments; without a flag its library is lef
 - all, steps/s: acting and updating, in an environment that costs nothing (`Drift`; Brax's is the same). Stable-Baselines3's
   environments live in Python, so that what it would say of them says nothing of the learner.
 
-The last row is what no update in float32 can exceed on this machine: the rate of its fastest large matrix product over the
-floating-point operations that XLA counts in the gradient of one sample.
+The last row is the rate at which a gradient's floating-point operations, as XLA counts them, would be done at the pace of XLA's
+product of two large matrices: a limit for those who compute it so, in float32.
 """
 
 import dataclasses
@@ -152,10 +152,10 @@ def ours() -> dict[str, float]:
     }
 
 
-def limits() -> dict[str, float]:
-    """What the updates' rates cannot exceed."""
-    peak = fastest_product()
-    return {"state_update": peak / operations(STATE), "pixel_update": peak / operations(PIXELS)}
+def limits(state_operations: float, pixel_operations: float) -> dict[str, float]:
+    """The updates' rates, were they nothing but large matrix products."""
+    pace = fastest_product()
+    return {"state_update": pace / state_operations, "pixel_update": pace / pixel_operations}
 
 
 def of_script(python: str, script: str) -> dict[str, float]:
@@ -173,13 +173,14 @@ def main(flags: Flags) -> None:
         if python is not None and shutil.which(python) is None:
             raise SystemExit(f"error: there is no {python}: benchmarks/README.md says how to make that environment")
     rates: dict[str, list[dict[str, float]]] = {"ours": []}
+    counted = operations(STATE), operations(PIXELS)
     for _ in range(flags.repeats):  # in turn, so that all meet the same weather on a shared machine
         rates["ours"].append(ours())
         if flags.brax_python is not None:
             rates.setdefault("Brax", []).append(of_script(flags.brax_python, "learner_brax.py"))
         if flags.sb3_python is not None:
             rates.setdefault("Stable-Baselines3", []).append(of_script(flags.sb3_python, "learner_sb3.py"))
-        rates.setdefault("the machine's limit", []).append(limits())
+        rates.setdefault("at the pace of a large product", []).append(limits(*counted))
     names = ("state_update", "state_all", "pixel_update")
     print("| | state: update, samples/s | state: all, steps/s | pixels: update, samples/s |\n|---|---|---|---|")
     for library, rounds in rates.items():

@@ -20,7 +20,7 @@ PRETRAINED = Path(__file__).parents[1] / "pretrained"
 PURE_PPO = {"ppo_coef": 1.0, "distill_coef": 0.0, "teacher_mix": 0.0, "teacher": None}
 AS_STATE = {
     **{"log_std_init": -0.7, "log_std_final": -1.7, "n_epochs": 4},
-    **{"learning_rate": 6e-4, "lr_schedule": "adaptive", "target_kl": 0.02},
+    **{"learning_rate": 6e-4, "lr_schedule": "adaptive", "target_kl": 0.02, "average_decay": 0.0},
 }
 # What each changes in its recipe.
 CHANGES = {
@@ -132,8 +132,8 @@ def test_what_is_finished_is_left_and_what_was_cut_off_goes_on(tmp_path: Path) -
     assert ablations.what_is_left(directory, wanted) == ["--resume", str(directory)]
     (directory / "final_model").mkdir()
     assert ablations.what_is_left(directory, wanted) is None
-    filmed = dataclasses.replace(configuration(flags, "state"), checkpoint_freq=10, final_video=False)
-    (directory / "config.json").write_text(filmed.to_json())
+    unfilmed = dataclasses.replace(configuration(flags, "state"), checkpoint_freq=10, final_video=False)
+    (directory / "config.json").write_text(unfilmed.to_json())
     assert ablations.what_is_left(directory, wanted) is None  # a run of one's own that learned the same
     other = ablations.train_flags(dataclasses.replace(flags, total_timesteps=2000), "state", 0)
     with pytest.raises(ConfigError, match="was trained with --total-timesteps 1000, not 2000"):

@@ -20,6 +20,7 @@ def env() -> Iterator[VectorEnv]:
 
 
 def test_observations_and_actions_live_in_their_spaces(env: VectorEnv) -> None:
+    assert env.single_observation_space == gymnasium.spaces.Box(-np.inf, np.inf, (142,), np.float32)
     obs, _ = env.reset(seed=1)
     assert env.observation_space.contains(obs)
     obs, reward, terminated, truncated, infos = env.step(env.action_space.sample())
@@ -79,8 +80,12 @@ def test_pixels_come_with_what_else_was_asked_for(obs_type: str, more: dict[str,
     assert env.observation_space.contains(obs)
     joints = {"agent_pos"} if obs_type == "pixels_agent_pos" else set()
     vectors = joints | ({"target", "history"} if more else set())
+    sizes = {"agent_pos": 14, "target": 14, "history": 2 * 14}
+    spaces: dict[str, gymnasium.Space] = {"pixels": gymnasium.spaces.Box(0, 255, (12, 16, 3), np.uint8)}
+    spaces |= {name: gymnasium.spaces.Box(-np.inf, np.inf, (sizes[name],), np.float32) for name in vectors}
     if vectors:
         assert set(obs) == {"pixels"} | vectors
+    assert env.single_observation_space == (gymnasium.spaces.Dict(spaces) if vectors else spaces["pixels"])
     pixels = obs["pixels"] if vectors else obs
     assert pixels.shape == (2, 12, 16, 3)
     assert pixels.std() > 0

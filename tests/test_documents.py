@@ -1,0 +1,77 @@
+"""What README.md and pretrained/README.md tell people to type is understood, and gives what they say."""
+
+import dataclasses
+import pathlib
+import re
+import shlex
+import subprocess
+
+import pytest
+
+from aloha_jax import cli
+from aloha_jax.config import Config
+
+ROOT = pathlib.Path(__file__).parents[1]
+PRETRAINED = ROOT / "pretrained"
+MODELS = sorted(path.name for path in PRETRAINED.iterdir() if path.is_dir())
+
+# What a published configuration does not keep as it was in training, or what does not reach the parameters.
+INCIDENTAL = ("preset", "log_dir", "teacher", "init_from", "checkpoint_freq", "device", "final_eval_episodes", "final_video")
+# A command says nothing of it: it comes from the teacher.
+OF_THE_TEACHER = ("grip_tolerance",)
+
+
+def blocks(document: str, language: str = "") -> list[str]:
+    """The fenced code of a document in that language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", document, re.MULTILINE | re.DOTALL)
+
+
+def trainings(script: str) -> list[list[str]]:
+    """The flags of each `uv run train.py` in a shell script, as a shell hands them over; nothing is run."""
+    silent = " ".join(f"{name}() {{ :; }};" for name in ("git", "tar", "mkdir", "make"))
+    said = f'uv() {{ printf "%s\\n" "$*"; }}; {silent}\n{script}'
+    output = subprocess.run(["bash", "-euc", said], check=True, capture_output=True, text=True, cwd=ROOT).stdout
+    lines = [shlex.split(line) for line in output.splitlines()]
+    return [line[2:] for line in lines if line[:2] == ["run", "train.py"]]
+
+
+def section(document: str, title: str) -> str:
+    return document.split(f"\n## {title}\n")[1].split("\n## ")[0]
+
+
+def readme_trainings() -> list[list[str]]:
+    scripts = blocks((ROOT / "README.md").read_text(), "sh")
+    return [flags for script in scripts if "train.py" in script for flags in trainings(script) if flags != ["--help"]]
+
+
+def test_there_is_something_to_test() -> None:
+    assert len(readme_trainings()) >= 6
+    assert MODELS
+
+
+@pytest.mark.parametrize("flags", readme_trainings(), ids=" ".join)
+def test_the_commands_of_the_readme_are_understood(flags: list[str]) -> None:
+    config, _ = cli.parse_config(flags)
+    if config.resume is not None:  # what is resumed there was trained above
+        [first] = [c for c, _ in map(cli.parse_config, readme_trainings()) if c.log_dir == config.resume]
+        assert config.total_timesteps > first.total_timesteps
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_published_policy_has_the_settings_of_the_commands_that_made_it(model: str) -> None:
+    [script] = blocks(section((PRETRAINED / "README.md").read_text(), model))
+    *_, last = trainings(script)
+    told, _ = cli.parse_config(last)
+    published = Config.load(PRETRAINED / model / "config.json")
+    left_out = INCIDENTAL + (OF_THE_TEACHER if published.teacher else ())
+    if published.start_states == "task":
+        left_out += ("start_share",)  # of no other states
+    names = [field.name for field in dataclasses.fields(Config) if field.name not in left_out]
+    assert {name: getattr(told, name) for name in names} == {name: getattr(published, name) for name in names}
+
+
+def test_the_python_of_the_readme_runs(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    [code] = blocks((ROOT / "README.md").read_text(), "python")
+    monkeypatch.chdir(ROOT)
+    exec(code, {})
+    assert "4" in capsys.readouterr().out.splitlines()[0]  # a peg is in
