@@ -35,6 +35,8 @@ class Flags:
     """LABEL=DIRECTORY each; `*` in the directory stands for several runs."""
     out: Path
     """The PNG."""
+    minutes: bool = True
+    """Over minutes, too; --no-minutes where runs had cores of their own and others had not."""
 
 
 class Curve(NamedTuple):
@@ -112,28 +114,29 @@ def lines_of(runs: tuple[str, ...]) -> dict[str, Line]:
     return {label: merge(group) for label, group in curves.items()}
 
 
-def draw(lines: dict[str, Line]) -> Figure:
-    """A row of two panels for each of `TITLES` that any line has."""
-    rows = [name for name in TITLES if any(name in line.shares for line in lines.values())]
-    size = (11, 0.6 + 2.9 * len(rows))
-    figure, axes = plt.subplots(len(rows), 2, figsize=size, sharex="col", sharey=True, squeeze=False, layout="constrained")
+def draw(lines: dict[str, Line], minutes: bool = True) -> Figure:
+    """A row of two panels, over steps and minutes, for each of `TITLES` that any line has; without minutes all in one row."""
+    names = [name for name in TITLES if any(name in line.shares for line in lines.values())]
+    rows, columns = (len(names), 2) if minutes else (1, len(names))
+    size = (11, 0.6 + 2.9 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharex="col", sharey=True, squeeze=False, layout="constrained")
     palette = plt.colormaps["tab10" if len(lines) <= 10 else "tab20"]
-    for row, name in zip(axes, rows, strict=True):
+    for panels, name in zip(axes if minutes else axes.T, names, strict=True):
         for i, (label, line) in enumerate(lines.items()):
             if name not in line.shares:
                 continue
             shares, style, color = line.shares[name], "--" if line.of_training else "o-", palette(i)
-            for axis, x in zip(row, (line.env_steps / 1e6, line.minutes), strict=True):
+            for axis, x in zip(panels, (line.env_steps / 1e6, line.minutes), strict=minutes):
                 axis.plot(x, shares.mean(axis=0), style, color=color, markersize=3.5, label=label)
                 if len(shares) > 1:
                     axis.fill_between(x, shares.min(axis=0), shares.max(axis=0), color=color, alpha=0.15, linewidth=0)
-        row[0].set_ylabel(TITLES[name])
+        panels[0].set_ylabel(TITLES[name])
     for axis in axes.flat:
         axis.grid(alpha=0.3)
         axis.set(xlim=(0, None), ylim=(-0.03, 1.03))
         axis.yaxis.set_major_formatter(PercentFormatter(1))
-    axes[-1, 0].set_xlabel("environment steps, millions")
-    axes[-1, 1].set_xlabel("minutes")
+    for i, axis in enumerate(axes[-1]):
+        axis.set_xlabel("minutes" if minutes and i == 1 else "environment steps, millions")
     handles, labels = axes[0, 0].get_legend_handles_labels()  # every line has its success
     figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
     return figure
@@ -151,7 +154,7 @@ def table(lines: dict[str, Line]) -> str:
 
 def main(flags: Flags) -> None:
     lines = lines_of(flags.runs)
-    figure = draw(lines)
+    figure = draw(lines, flags.minutes)
     flags.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(flags.out, dpi=120)
     plt.close(figure)

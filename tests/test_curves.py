@@ -73,6 +73,15 @@ def test_panels_have_mean_and_band_over_steps_and_minutes(runs: Path) -> None:
     plt.close(figure)
 
 
+def test_without_minutes_there_is_a_panel_for_each_share(runs: Path) -> None:
+    figure = curves.draw(curves.lines_of((f"a={runs}/a/*",)), minutes=False)
+    success, level = figure.axes
+    np.testing.assert_allclose(points(success.get_lines()[0]), [[0.0, 0.0], [0.1, 0.3], [0.2, 0.7]])
+    np.testing.assert_allclose(points(level.get_lines()[0]), [[0.0, 0.1], [0.1, 0.5], [0.2, 0.9]])
+    assert {axis.get_xlabel() for axis in figure.axes} == {"environment steps, millions"}
+    plt.close(figure)
+
+
 def test_the_table_says_when_success_was_first_reached(tmp_path: Path) -> None:
     evaluated(tmp_path / "0", (0, 0, 0.0, 0.0), (100_000, 60, 0.5, 1.0), (200_000, 120, 0.4, 1.0), (300_000, 180, 0.92, 1.0))
     evaluated(tmp_path / "1", (0, 0, 0.0, 0.0), (100_000, 120, 0.4, 1.0), (200_000, 240, 0.7, 1.0), (300_000, 300, 0.9, 1.0))
