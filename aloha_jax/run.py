@@ -300,11 +300,9 @@ def _train_and_judge(config: Config, resume: bool, env: Env) -> Path:
     with StopRequest(f"stopped; to go on: train.py --resume {directory}") as stop:
         run = Run(config, directory, resume, env=env)
         try:
-            try:
+            with contextlib.closing(run):
                 run.train(stop)
                 seconds = run.logger.seconds
-            finally:
-                run.close()
         except Exception:  # whatever went wrong first, this would be why
             run.require_directory()
             raise
