@@ -3,7 +3,14 @@
 
 # A uv on PATH that works, else our own in .uv.
 UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo .uv/bin/uv)
-CUDA = $(shell nvidia-smi -L 2>/dev/null | grep -q '^GPU' && echo --extra cuda)
+# CUDA 13, which JAX and Warp are locked for, needs NVIDIA's driver R580.
+DRIVER := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | sed -n '1s/^\([0-9]*\)\..*/\1/p')
+CUDA := $(shell [ "$(DRIVER)" -ge 580 ] 2>/dev/null && echo --extra cuda)
+ifneq ($(DRIVER),)
+ifeq ($(CUDA),)
+$(warning The NVIDIA driver R$(DRIVER) is older than R580, which CUDA 13 needs: everything will run on the CPU)
+endif
+endif
 RUN = $(UV) run --locked $(CUDA)
 ARGS =
 

@@ -116,10 +116,10 @@ def user_errors() -> Iterator[None]:
         _fail(f"{error.strerror}{place}: {STORAGE_ERRORS[error.errno]}; checkpoints already written are intact")
     except MemoryError:
         _fail(OUT_OF_MEMORY)
-    except jax.errors.JaxRuntimeError as error:
+    except RuntimeError as error:  # JAX's and Warp's
         if unavailable := re.search(r"RendererUnavailable: (.+)", str(error)):  # raised in a callback
             _fail(unavailable[1])
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not any(words in str(error) for words in ("RESOURCE_EXHAUSTED", "Failed to allocate")):
             raise
         _fail(OUT_OF_MEMORY)
     except KeyboardInterrupt:

@@ -1,6 +1,7 @@
 """One run from configuration to trained model: its loop and its records."""
 
 import contextlib
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -222,17 +223,31 @@ class Run:
 
     def _print_start(self) -> None:
         config, device, console = self.config, jax.devices()[0], self.logger.console
+        warnings = [idle_gpu_warning(config, device.platform, num_gpus())]
         if isinstance(self.env.renderer, EglRenderer):
             console.print(f"OpenGL renderer: {self.env.renderer.gl_renderer}")
-            if warning := software_warning(self.env.renderer.gl_renderer, num_gpus()):
-                console.print(f"[yellow]warning:[/] {warning}")
+            warnings.append(software_warning(self.env.renderer.gl_renderer, num_gpus()))
         elif self.env.renderer is not None:
             console.print("pictures: ray tracing (MJX-Warp)")
+        for warning in filter(None, warnings):
+            console.print(f"[yellow]warning:[/] {warning}")
         observation = f"{config.image_height}x{config.image_width} {config.obs}" if config.has_pixels else config.obs
         console.print(
             f"[bold]aloha_jax[/] preset {config.preset} on {device.device_kind}: {observation}, {config.action} actions, "
             f"{config.reward} reward, {config.n_envs} worlds, {num_parameters(self.state.params):,} parameters"
         )
+        if device.platform != "cpu":
+            console.print("compiling; the first time on a machine this takes minutes")
+
+
+def idle_gpu_warning(config: Config, platform: str, gpus: int) -> str | None:
+    """What to do if JAX computes on the CPU of a machine that has GPUs, and nobody asked for that."""
+    if platform != "cpu" or gpus == 0 or config.device == "cpu" or os.environ.get("JAX_PLATFORMS"):
+        return None
+    return (
+        "JAX computes on the CPU although there is a GPU: the cuda extra is not installed (`uv sync --extra cuda`), "
+        "or the driver is older than R580; --device cpu if that is meant"
+    )
 
 
 def _copy(tree: Any) -> Any:

@@ -25,7 +25,6 @@ from aloha_jax.config import Config, ConfigError
 from aloha_jax.presets import PRESETS
 
 TRAIN = Path(__file__).parents[1] / "train.py"
-EVALUATIONS = 10  # during training, beside the one of the untrained policy
 EVALUATION_EPISODES = 64
 CHECKPOINTS = 4  # per training: seldom, for they only serve to go on after an interruption
 LEVELS = ("level_1", "level_2", "level_3", "level_4")
@@ -114,6 +113,8 @@ class Flags:
     """Training seeds of each."""
     total_timesteps: int | None = None
     """Environment steps of every training; by default those of the preset, `state` or `pixels`."""
+    evaluations: int = 10
+    """During each training, beside the one of the untrained policy. One costs as much as 7,680 environment steps."""
     teacher: str | None = None
     """A run or model trained with --obs state, for those that see pixels."""
     out: Path = Path("runs/ablations")
@@ -155,7 +156,7 @@ def train_flags(flags: Flags, name: str, seed: int) -> list[str]:
     records = {
         "seed": seed,
         "total-timesteps": budget,
-        "eval-freq": max(1, budget // EVALUATIONS),
+        "eval-freq": max(1, budget // flags.evaluations),
         "eval-episodes": EVALUATION_EPISODES,
         "checkpoint-freq": max(1, budget // CHECKPOINTS),
         "final-eval-episodes": 0,

@@ -26,7 +26,7 @@ from aloha_jax.config import NATURE_CNN, Config
 from aloha_jax.engines import Engine, make_engine
 from aloha_jax.engines.c import action_to_ctrl
 from aloha_jax.env import Env, make_from_config
-from aloha_jax.pixels import make_renderer
+from aloha_jax.pixels import DeviceRenderer, Renderer, make_renderer
 from aloha_jax.policy import make_network
 from aloha_jax.presets import PRESETS
 
@@ -122,6 +122,14 @@ def environment(env: Env, flags: Flags) -> Callable[[], Any]:
     return lambda: run(state, actions)
 
 
+def pictures(renderer: Renderer, poses: np.ndarray, flags: Flags) -> Callable[[], Any]:
+    """The bare renderer: OpenGL's into the host's memory, a ray tracer's into the device's, all worlds at once."""
+    if not isinstance(renderer, DeviceRenderer):
+        return lambda: [renderer.render(poses) for _ in range(flags.steps)]
+    trace, on_device = jax.jit(renderer.trace), jnp.asarray(poses, jnp.float32)
+    return lambda: [trace(on_device) for _ in range(flags.steps)]
+
+
 def config_of(flags: Flags, num_worlds: int, obs: Literal["state", "pixels"]) -> Config:
     """The guide's network, four epochs of four minibatches."""
     return dataclasses.replace(
@@ -174,7 +182,7 @@ def work_of(flags: Flags, num_worlds: int, what: What) -> Callable[[], Any]:
     if what == "render":
         renderer = make_renderer(flags.renderer, "insertion", flags.size, flags.size, quality=flags.quality)
         poses = np.tile(make_engine("c").scene.model.key_qpos[0], (num_worlds, 1))
-        return lambda: [renderer.render(poses) for _ in range(flags.steps)]
+        return pictures(renderer, poses, flags)
     if what == "pixels":
         size = {"image_height": flags.size, "image_width": flags.size}
         pixels = {"renderer": flags.renderer, "render_quality": flags.quality}

@@ -194,7 +194,15 @@ def test_help_that_nobody_reads_to_its_end_is_no_error(script: str) -> None:
     assert process.returncode == 0
 
 
-@pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of\nmemory")])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of\nmemory"),
+        jax.errors.JaxRuntimeError("UNKNOWN: FFI callback error: RuntimeError: Failed to allocate 1024 bytes on device 'cuda:0'"),
+        RuntimeError("Failed to allocate 1024 bytes on device 'cuda:0'"),
+    ],
+)
 def test_out_of_memory_says_what_to_lower(capsys: pytest.CaptureFixture[str], error: Exception) -> None:
     with pytest.raises(SystemExit) as end, cli.user_errors():
         raise error

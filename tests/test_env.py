@@ -199,6 +199,17 @@ def test_a_step_is_compiled_once() -> None:
     assert shared.step._cache_size() == 1  # type: ignore[attr-defined]
 
 
+def test_geometry_is_not_rounded_on_a_gpu() -> None:
+    """Its products of matrices must ask for float32; by default a GPU takes the factors' first 10 bits."""
+    env = make("insertion", NUM_ENVS, reward="dense")
+    state = jax.eval_shape(env.reset, jax.random.key(0))
+    for program in (
+        str(jax.make_jaxpr(env.reset)(jax.random.key(0))),
+        str(jax.make_jaxpr(env.step)(state, jnp.zeros((NUM_ENVS, 14)))),
+    ):
+        assert program.count("dot_general[") == program.count("precision=(Precision.HIGHEST, Precision.HIGHEST)") > 0
+
+
 def test_scan_is_a_loop_of_steps() -> None:
     shared = compiled("delta", "dense")
     start = shared.reset(jax.random.key(0))

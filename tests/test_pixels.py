@@ -16,8 +16,8 @@ from skimage.metrics import structural_similarity
 
 from aloha_jax import scene
 from aloha_jax.decimation import cluster_vertices
-from aloha_jax.pixels import Crop, RendererUnavailable, frame_to_observation, make_renderer
-from aloha_jax.pixels.egl import WORKER, EglRenderer, _worker_environment, gl_renderer_string, software_warning
+from aloha_jax.pixels import Crop, RendererUnavailable, egl, frame_to_observation, make_renderer
+from aloha_jax.pixels.egl import WORKER, EglRenderer, gl_renderer_string, software_warning
 
 TABLE: Crop = (150, 140, 170, 360)
 
@@ -220,12 +220,36 @@ def test_opengl_is_found_when_nothing_is_set(monkeypatch: pytest.MonkeyPatch) ->
     assert gl_renderer_string() != ""
 
 
-@pytest.mark.parametrize(("gpus", "devices"), [(0, [None] * 3), (1, [None] * 3), (2, ["0", "1", "0"])])
-def test_workers_take_turns_on_the_gpus(gpus: int, devices: list[str | None], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("gpus", "visible", "devices"),
+    [
+        (0, None, [None] * 3),
+        (1, None, [None] * 3),
+        (2, None, [0, 1, 0]),
+        (4, "2,3", [2, 3, 2]),
+        (4, "1", [1, 1, 1]),
+        (2, "GPU-8f2a", [0, 1, 0]),
+        (2, "", [0, 1, 0]),
+    ],
+)
+def test_workers_take_turns_on_the_gpus(
+    gpus: int, visible: str | None, devices: list[int | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(egl, "num_gpus", lambda: gpus)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [egl._device(i) for i in range(3)] == devices
+
+
+def test_a_gpu_that_opengl_does_not_know_is_no_hindrance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that has the GPU, but not the driver's EGL."""
     monkeypatch.delenv("MUJOCO_EGL_DEVICE_ID", raising=False)
-    assert [_worker_environment(i, gpus).get("MUJOCO_EGL_DEVICE_ID") for i in range(3)] == devices
-    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "7")
-    assert {_worker_environment(i, gpus)["MUJOCO_EGL_DEVICE_ID"] for i in range(3)} == {"7"}
+    monkeypatch.setattr(egl, "_device", lambda index: 63)
+    assert gl_renderer_string()
+    monkeypatch.setenv("MUJOCO_EGL_DEVICE_ID", "63")
+    with pytest.raises(RendererUnavailable, match="MUJOCO_EGL_DEVICE_ID"):
+        gl_renderer_string()
 
 
 @pytest.mark.parametrize(

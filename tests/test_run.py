@@ -196,6 +196,27 @@ def test_without_opengl_nothing_is_begun_and_nothing_deleted(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.parametrize(
+    ("platform", "gpus", "device", "environment", "warns"),
+    [
+        ("cpu", 1, "auto", None, True),
+        ("cpu", 1, "cpu", None, False),
+        ("cpu", 1, "auto", "cpu", False),
+        ("cpu", 0, "auto", None, False),
+        ("gpu", 1, "auto", None, False),
+    ],
+)
+def test_a_gpu_that_nobody_uses_is_noticed(
+    platform: str, gpus: int, device: str, environment: str | None, warns: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("JAX_PLATFORMS", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("JAX_PLATFORMS", environment)
+    warning = run.idle_gpu_warning(dataclasses.replace(Config(), **{"device": device}), platform, gpus)
+    assert (warning is not None) is warns
+    assert warning is None or ("--extra cuda" in warning and "\n" not in warning)
+
+
 def test_out_of_memory(resumable: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def exhausted(state: training.RunState) -> Any:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 68719476736 bytes.\nBufferAssignment: ...")

@@ -44,3 +44,27 @@ def test_pins_heed_markers() -> None:
 def test_only_the_lock_names_a_registry() -> None:
     tracked_text_files = run("git", "grep", "--files-with-matches", "-I", "-e", "").splitlines()
     assert [name for name in tracked_text_files if REGISTRY_HOST.search((ROOT / name).read_text())] == ["uv.lock"]
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+@pytest.mark.parametrize(
+    ("driver", "cuda", "warns"),
+    [
+        ("580.95.05", True, False),
+        ("590.1", True, False),
+        ("535.161.08\n535.161.08", False, True),
+        ("NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.", False, False),
+        (None, False, False),
+    ],
+)
+def test_cuda_is_installed_where_the_driver_can_run_it(
+    driver: str | None, cuda: bool, warns: bool, tmp_path: pathlib.Path
+) -> None:
+    tools = {"uv": "exit 0"} | ({"nvidia-smi": f"cat <<'END'\n{driver}\nEND"} if driver else {})
+    for name, script in tools.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = os.environ | {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    made = subprocess.run(["make", "-n", "train"], cwd=ROOT, check=True, capture_output=True, text=True, env=environment)
+    assert ("--extra cuda" in made.stdout) is cuda
+    assert ("R580" in made.stderr) is warns

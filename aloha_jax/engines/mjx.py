@@ -7,6 +7,7 @@ A world's state is its positions, its velocities and the solver's warm start. Al
 control step starts from blank data: the state stays small, a checkpoint can hold it, and resetting a world is a `jnp.where`.
 """
 
+import os
 from typing import Any, NamedTuple
 
 import jax
@@ -18,16 +19,21 @@ from mujoco import mjx
 from mujoco.mjx.third_party.mujoco_warp import OverflowType
 from mujoco.mjx.warp.types import GraphMode
 
+from aloha_jax.config import ConfigError
 from aloha_jax.engines import Physics
 from aloha_jax.engines.c import action_to_ctrl
 from aloha_jax.scene import Scene
 
 # Buffers of the `warp` implementation, per world; measured maxima and margins: tests/test_mjx.py, docs/architecture.md.
 MAX_CONTACTS = 64  # contacts, and pairs of geoms whose bounds overlap; shared by all worlds, so peaks of few average out
+MAX_CONVEX_PAIRS = 16  # pairs that need the general algorithm for convex bodies, whose workspace is the largest; shared likewise
 MAX_CONSTRAINTS = 320  # rows of the constraint Jacobian; of each world
 
+GRAPH_MODE = "ALOHA_JAX_GRAPH_MODE"  # environment variable: how Warp's kernels become CUDA graphs, to compare what MJX offers
+
 # What a full buffer is called in `OverflowType`. Its other bits are no loss: solvers that stop at their iteration limit.
-CONTACT_OVERFLOW = int(OverflowType.BROADPHASE | OverflowType.NARROWPHASE | OverflowType.CCD)
+CONTACT_OVERFLOW = int(OverflowType.BROADPHASE | OverflowType.NARROWPHASE)
+CONVEX_OVERFLOW = int(OverflowType.CCD)
 CONSTRAINT_OVERFLOW = int(OverflowType.NEFC | OverflowType.NJMAX_NNZ)
 
 
@@ -50,6 +56,21 @@ def default_impl() -> str:
     return "warp" if cuda or device.platform == "cpu" else "jax"
 
 
+def chosen_graph_mode() -> GraphMode | None:
+    """What the environment variable `GRAPH_MODE` asks for; None if nothing.
+
+    Raises:
+        ConfigError: there is no such mode.
+    """
+    name = os.environ.get(GRAPH_MODE)
+    if name is None:
+        return None
+    modes = GraphMode.__members__
+    if name not in modes:
+        raise ConfigError(f"{GRAPH_MODE} is one of {', '.join(modes)}; not {name!r}")
+    return modes[name]
+
+
 class MjxEngine:
     """The Engine interface over `mujoco.mjx`.
 
@@ -65,6 +86,7 @@ class MjxEngine:
         impl: str,
         *,
         max_contacts: int = MAX_CONTACTS,
+        max_convex_pairs: int = MAX_CONVEX_PAIRS,
         max_constraints: int = MAX_CONSTRAINTS,
         graph_mode: GraphMode | None = None,
     ):
@@ -74,15 +96,17 @@ class MjxEngine:
             scene: what to simulate; for `jax` one that it can compile (`reduced`).
             impl: `warp` or `jax`.
             max_contacts: contacts per world for which there is room, on average over the worlds; `warp` only.
+            max_convex_pairs: of those, pairs of convex bodies that are no simple shapes; `warp` only.
             max_constraints: constraint rows for which each world has room; `warp` only.
-            graph_mode: how Warp's kernels become CUDA graphs; by default MJX's choice.
+            graph_mode: how Warp's kernels become CUDA graphs; by default `chosen_graph_mode`, else MJX's choice.
         """
         if impl not in ("warp", "jax"):
             raise ValueError(f"impl is 'warp' or 'jax', not {impl!r}")
         warp.config.log_level = warp.LOG_ERROR  # it would print every kernel that it loads
         self.scene, self.impl = scene, impl
         self._max_contacts, self._max_constraints = max_contacts, max_constraints
-        self.model = mjx.put_model(scene.model, impl=impl, graph_mode=graph_mode)
+        self._max_convex_pairs = min(max_convex_pairs, max_contacts)
+        self.model = mjx.put_model(scene.model, impl=impl, graph_mode=graph_mode or chosen_graph_mode())
         if impl == "warp":  # `complaint` says once what the kernels would print at every step
             self.model = self.model.tree_replace({"opt._impl.warn_overflow": 0})
 
@@ -125,11 +149,12 @@ class MjxEngine:
         if worlds == 0:
             return None
         bits = int(np.bitwise_or.reduce(overflow))
-        remedies = []
-        if bits & CONTACT_OVERFLOW:
-            remedies.append(f"max_contacts above {self._max_contacts}")
-        if bits & CONSTRAINT_OVERFLOW:
-            remedies.append(f"max_constraints above {self._max_constraints}")
+        limits = (
+            (CONTACT_OVERFLOW, "max_contacts", self._max_contacts),
+            (CONVEX_OVERFLOW, "max_convex_pairs", self._max_convex_pairs),
+            (CONSTRAINT_OVERFLOW, "max_constraints", self._max_constraints),
+        )
+        remedies = [f"{name} above {limit}" for buffers, name, limit in limits if bits & buffers]
         return (
             f"MJX-Warp had to drop contacts in {worlds} of {len(overflow)} worlds: "
             f"raise {' and '.join(remedies)} (aloha_jax/engines/mjx.py)"
@@ -149,8 +174,13 @@ class MjxEngine:
         with jax.ensure_compile_time_eval():
             if self.impl == "jax":
                 return mjx.make_data(self.model)
-            room = num_worlds * self._max_contacts
-            data = mjx.make_data(self.scene.model, impl="warp", naconmax=room, njmax=self._max_constraints)
+            data = mjx.make_data(
+                self.scene.model,
+                impl="warp",
+                naconmax=num_worlds * self._max_contacts,
+                naccdmax=num_worlds * self._max_convex_pairs,
+                njmax=self._max_constraints,
+            )
         # Buffers grow with the number of worlds: make them on the device, rather than store them in the program.
         return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype) if not np.asarray(x).any() else x, data)
 
@@ -161,4 +191,4 @@ class MjxEngine:
         """int32[N], the buffers that were too small in the last `mjx.step`."""
         if self.impl == "jax":  # its contacts are as many as the pairs allow
             return jnp.zeros(data.qpos.shape[0], jnp.int32)
-        return data._impl.overflow & (CONTACT_OVERFLOW | CONSTRAINT_OVERFLOW)
+        return data._impl.overflow & (CONTACT_OVERFLOW | CONVEX_OVERFLOW | CONSTRAINT_OVERFLOW)

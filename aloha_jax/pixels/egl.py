@@ -64,7 +64,7 @@ class EglRenderer:
         self._finalizer = weakref.finalize(self, _stop, self._workers)
         try:
             for index in range(num_workers or min(_usable_cores(), MAX_WORKERS)):
-                self._workers.append(_Worker(model, _worker_environment(index, num_gpus())))
+                self._workers.append(_Worker(model, _device(index)))
             self.gl_renderer = {worker.await_ready() for worker in self._workers}.pop()
         except BaseException:
             self.close()
@@ -122,7 +122,7 @@ class EglRenderer:
             warnings.warn(f"{obituary}; another one takes its place", RuntimeWarning, stacklevel=2)
             dead.hang_up()
             dead.join()
-            dead = self._workers[place] = _Worker(self._model, _worker_environment(place, num_gpus()))
+            dead = self._workers[place] = _Worker(self._model, _device(place))
             with contextlib.suppress(RendererUnavailable):
                 dead.await_ready()
                 return dead
@@ -157,7 +157,7 @@ def gl_renderer_string() -> str:
 class _Worker:
     """The parent's end of one drawing process."""
 
-    def __init__(self, model: mujoco.MjModel, environment: dict[str, str]) -> None:
+    def __init__(self, model: mujoco.MjModel, device: int | None) -> None:
         ours, theirs = socket.socketpair()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
         # Not multiprocessing: forking is unsafe beside JAX's threads, and spawning would import the main module, JAX and all.
@@ -167,12 +167,12 @@ class _Worker:
                 [sys.executable, "-P", str(WORKER), str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
                 stderr=self._stderr,
-                env=environment,
+                env=_worker_environment(),
                 pass_fds=[theirs.fileno()],
             )
         self.connection = Connection(ours.detach())
         with contextlib.suppress(OSError):  # it died at once: `await_ready` says so
-            self.connection.send((model, CAMERA))
+            self.connection.send((model, CAMERA, device))
 
     def await_ready(self) -> str:
         """GL_RENDERER of the worker's context."""
@@ -251,11 +251,20 @@ def software_warning(gl_renderer: str, gpus: int) -> str | None:
     )
 
 
-def _worker_environment(index: int = 0, gpus: int = 0) -> dict[str, str]:
-    """Environment of a worker; workers take turns on the GPUs unless MUJOCO_EGL_DEVICE_ID names one for all."""
+def _device(index: int) -> int | None:
+    """The EGL device on which a worker had best draw: they take turns on the GPUs that this process may use.
+
+    The driver lists its devices before Mesa's, by the numbers that CUDA_VISIBLE_DEVICES has.
+    """
+    gpus = list(range(num_gpus()))
+    words = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    if all(word.strip().isdigit() for word in words):
+        gpus = [int(word) for word in words if int(word) in gpus]
+    return gpus[index % len(gpus)] if len(gpus) > 0 and num_gpus() > 1 else None
+
+
+def _worker_environment() -> dict[str, str]:
     environment = dict(os.environ)
-    if gpus > 1:  # the driver's devices come before Mesa's software device
-        environment.setdefault("MUJOCO_EGL_DEVICE_ID", str(index % gpus))
     if sys.platform == "linux":  # elsewhere MuJoCo knows the one way
         environment.setdefault("MUJOCO_GL", "egl")
     environment.pop("PYOPENGL_PLATFORM", None)  # set by whatever drew in this process; MUJOCO_GL decides

@@ -5,6 +5,7 @@ closes: with its parent, however that ended. What goes wrong here is written to 
 """
 
 import contextlib
+import os
 import signal
 import sys
 from multiprocessing.connection import Connection
@@ -52,8 +53,20 @@ class Artist:
         mujoco.mjr_readPixels(self._pixels, None, self._viewport, self._context)
 
 
+def prefer(device: int) -> None:
+    """Draw on that EGL device, unless the user chose another or there are not so many, as without the driver's EGL."""
+    if os.environ.get("MUJOCO_GL", "").lower() != "egl" or "MUJOCO_EGL_DEVICE_ID" in os.environ:
+        return
+    from mujoco.egl import egl_ext
+
+    if device < len(egl_ext.eglQueryDevicesEXT()):
+        os.environ["MUJOCO_EGL_DEVICE_ID"] = str(device)  # MuJoCo reads it when it makes its first context
+
+
 def main(connection: Connection) -> None:
-    model, camera = connection.recv()
+    model, camera, device = connection.recv()
+    if device is not None:
+        prefer(device)
     artist = Artist(model, camera)
     connection.send(GL.glGetString(GL.GL_RENDERER).decode())
     while True:

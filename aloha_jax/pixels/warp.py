@@ -12,6 +12,7 @@ import numpy as np
 import warp
 from mujoco import mjx
 
+from aloha_jax.engines.mjx import chosen_graph_mode
 from aloha_jax.pixels import RendererUnavailable
 from aloha_jax.scene import CAMERA, Quality
 
@@ -43,8 +44,11 @@ class WarpRenderer:
         self.height: int = model.vis.global_.offheight
         self.width: int = model.vis.global_.offwidth
         self._host_model, self._quality = model, quality
-        self._model = mjx.put_model(model, impl="warp")
+        self._model = mjx.put_model(model, impl="warp", graph_mode=chosen_graph_mode())
         self._blank = _still_data(model)
+        self._device: str = warp.device_from_jax(
+            device
+        ).alias  # Warp's own default is a GPU even where JAX is told to use the CPU
         self._contexts: dict[int, Any] = {}  # by number of worlds, which Warp's buffers have built in
         self._trace_batch = jax.jit(self.trace)
 
@@ -88,6 +92,7 @@ class WarpRenderer:
             self._contexts[num_worlds] = mjx.create_render_context(
                 self._host_model,
                 nworld=num_worlds,
+                devices=[self._device],
                 cam_active=[CAMERA],
                 cam_res=(self.width, self.height),
                 render_rgb=True,
