@@ -4,7 +4,7 @@ import dataclasses
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import pytest
@@ -207,12 +207,17 @@ def test_without_opengl_nothing_is_begun_and_nothing_deleted(
     ],
 )
 def test_a_gpu_that_nobody_uses_is_noticed(
-    platform: str, gpus: int, device: str, environment: str | None, warns: bool, monkeypatch: pytest.MonkeyPatch
+    platform: str,
+    gpus: int,
+    device: Literal["auto", "cpu"],
+    environment: str | None,
+    warns: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     if environment is not None:
         monkeypatch.setenv("JAX_PLATFORMS", environment)
-    warning = run.idle_gpu_warning(dataclasses.replace(Config(), **{"device": device}), platform, gpus)
+    warning = run.idle_gpu_warning(Config(device=device), platform, gpus)
     assert (warning is not None) is warns
     assert warning is None or ("--extra cuda" in warning and "\n" not in warning)
 
