@@ -29,6 +29,8 @@ logging.getLogger("jax._src.callback").setLevel(logging.CRITICAL)
 
 T = TypeVar("T")
 
+SECOND_STAGES = ("polish", "pixels-polish", "pixels-finetune")  # presets
+
 # What cannot be written, and what to do about it.
 STORAGE_ERRORS = (
     dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space or choose another place")
@@ -75,7 +77,7 @@ def parse_config(args: Sequence[str]) -> tuple[Config, set[str]]:
     config = parse(Config, args, default=PRESETS[preset], description="Train a policy with PPO; docs: README.md.")
     given = {word[2:].split("=")[0].removeprefix("no-").replace("-", "_") for word in args if word.startswith("--")}
     given &= {field.name for field in dataclasses.fields(Config)}
-    if preset in ("polish", "pixels-polish") and config.init_from is None and config.resume is None:
+    if preset in SECOND_STAGES and config.init_from is None and config.resume is None:
         raise ConfigError(f"--preset {preset} goes on from a policy that inserts: give it with --init-from")
     return dataclasses.replace(config, preset=preset).validate(), given
 

@@ -30,7 +30,9 @@ class Config:
     """Every setting of a run. Each field is a flag of `train.py`; the text under it is the flag's help."""
 
     # --- The run
-    preset: Literal["auto", "cpu", "gpu", "state", "scratch", "polish", "pixels", "pixels-polish", "smoke", "guide"] = "auto"
+    preset: Literal[
+        "auto", "cpu", "gpu", "state", "scratch", "polish", "pixels", "pixels-polish", "pixels-finetune", "smoke", "guide"
+    ] = "auto"
     """Defaults for everything below; `auto` takes `gpu` if JAX sees one, else `cpu`."""
     log_dir: str = "runs/insertion"
     """The run's directory: checkpoints, TensorBoard, evaluations, videos."""

@@ -71,6 +71,20 @@ _PIXELS = dataclasses.replace(
     final_eval_episodes=10,
 )
 
+# The second stage after `pixels`: needs --teacher and --init-from. What inserts in cheap physics may not in the judge's.
+_PIXELS_POLISH = dataclasses.replace(
+    _PIXELS,
+    preset="pixels-polish",
+    physics="exact",
+    render_quality="shadows",
+    learning_rate=3e-4,
+    teacher_mix=0.05,
+    total_timesteps=320_000,
+    checkpoint_freq=40_000,
+    eval_freq=80_000,
+    eval_episodes=48,
+)
+
 PRESETS: dict[str, Config] = {
     "state": _STATE,
     # Nothing of the scripted expert: what its states show, a potential has to say.
@@ -100,18 +114,20 @@ PRESETS: dict[str, Config] = {
         total_timesteps=500_000,
     ),
     "pixels": _PIXELS,
-    # The second stage after `pixels`: needs --teacher and --init-from. What inserts in cheap physics may not in the judge's.
-    "pixels-polish": dataclasses.replace(
-        _PIXELS,
-        preset="pixels-polish",
-        physics="exact",
-        render_quality="shadows",
-        learning_rate=3e-4,
-        teacher_mix=0.05,
-        total_timesteps=320_000,
-        checkpoint_freq=40_000,
-        eval_freq=80_000,
-        eval_episodes=48,
+    "pixels-polish": _PIXELS_POLISH,
+    # The third: PPO, for the task itself, with the teacher at hand. An imitator's steps are ten times too long for it (experiment 20).
+    "pixels-finetune": dataclasses.replace(
+        _PIXELS_POLISH,
+        preset="pixels-finetune",
+        ppo_coef=1.0,
+        distill_coef=0.3,
+        teacher_mix=0.0,
+        n_steps=32,
+        batch_size=512,
+        learning_rate=3e-5,
+        lr_schedule="adaptive",
+        target_kl=0.01,
+        advantage_bins=8,
     ),
     "cpu": Config(
         preset="cpu",

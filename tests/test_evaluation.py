@@ -292,13 +292,13 @@ def test_in_gym_aloha_a_policy_looks_back_as_far_as_in_our_environment(obs: Lite
 
 
 def test_side_by_side_the_episodes_are_the_same(policy: Policy) -> None:
-    alone = list(judge.gym_aloha_episodes(policy, [1, 2, 3]))
-    together = list(judge.gym_aloha_episodes(policy, [1, 2, 3], keep_frames=1, num_workers=2))
+    alone = list(judge.gym_aloha_episodes(policy, [1, 2]))
+    together = list(judge.gym_aloha_episodes(policy, [1, 2], keep_frames=1, num_workers=2))
     for one, other in zip(alone, together, strict=True):
         assert one.seed == other.seed
         np.testing.assert_array_equal(one.qpos, other.qpos)
         np.testing.assert_array_equal(one.levels, other.levels)
-    assert [rollout.frames is not None for rollout in together] == [True, False, False]
+    assert [rollout.frames is not None for rollout in together] == [True, False]
 
 
 @pytest.mark.slow

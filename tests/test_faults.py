@@ -89,7 +89,7 @@ def after_updates(monkeypatch: pytest.MonkeyPatch) -> list[Callable[[], None]]:
     return deeds
 
 
-@pytest.mark.parametrize("args", [RESUME, (*START, "--overwrite")])
+@pytest.mark.parametrize("args", [RESUME, pytest.param((*START, "--overwrite"), marks=pytest.mark.slow)])
 def test_a_run_that_another_process_trains_is_left_alone(
     args: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,7 +111,7 @@ def test_a_run_that_another_process_trains_is_left_alone(
     assert (directory / "checkpoints" / "256").is_dir()
 
 
-@pytest.mark.parametrize("args", [START, RESUME, (*START, "--overwrite")])
+@pytest.mark.parametrize("args", [pytest.param(START, marks=pytest.mark.slow), RESUME, (*START, "--overwrite")])
 def test_a_training_keeps_others_out_of_its_run_until_it_ends(
     args: tuple[str, ...],
     tmp_path_factory: pytest.TempPathFactory,
@@ -152,10 +152,20 @@ def test_two_that_begin_the_same_run_at_once(
         assert f"another training runs in {directory}" in error
 
 
-@pytest.mark.parametrize("then", ["nothing", "moved", "another"])
-@pytest.mark.parametrize("interval", ["64", "100000"])
+@pytest.mark.parametrize(
+    ("interval", "then"),
+    [
+        ("64", "nothing"),
+        ("100000", "moved"),
+        ("64", "another"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("100000", "nothing"), ("64", "moved"), ("100000", "another"))
+        ),
+    ],
+)
 def test_a_run_whose_directory_is_taken_away_says_so_and_makes_no_other(
-    then: str, interval: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], after_updates: list[Callable[[], None]]
+    interval: str, then: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], after_updates: list[Callable[[], None]]
 ) -> None:
     directory = tmp_path / "run"
 

@@ -41,6 +41,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path_factory: pytest.TempPa
     assert_same_run(run, small_run(tmp_path_factory, STATE).directory)
 
 
+@pytest.mark.slow
 def test_a_run_that_keeps_an_average_goes_on_with_both(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     directory, flags = tmp_path / "run", (*STATE, "--average-decay", "0.9")
     train.main([*FLAGS, *flags, "--total-timesteps", "64", "--log-dir", str(directory)])
@@ -57,7 +58,8 @@ def test_a_run_that_keeps_an_average_goes_on_with_both(tmp_path_factory: pytest.
 def test_sigterm_saves_once_and_the_run_ends_as_if_nothing_had_been(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
 ) -> None:
-    run, flags = tmp_path / "run", (*PIXELS[:-1], "320")  # five updates: the signal may be noticed a few late
+    # Five updates: the signal may be noticed a few late.
+    run, flags = tmp_path / "run", (*PIXELS[:-1], "320", "--average-decay", "0.9")
     status, errors = signal_once_it_has(run / "checkpoints" / "64", signal.SIGTERM, *FLAGS, *flags, "--log-dir", str(run))
     assert (status, errors) == (128 + signal.SIGTERM, f"error: stopped; to go on: train.py --resume {run}\n")
     require_whole(run)
