@@ -115,7 +115,7 @@ PRESETS: dict[str, Config] = {
     ),
     "pixels": _PIXELS,
     "pixels-polish": _PIXELS_POLISH,
-    # The third: PPO, for the task itself, with the teacher at hand. An imitator's steps are ten times too long for it (experiment 20).
+    # The third: PPO, for the task itself, the teacher at hand. An imitator steps ten times too far for it (experiment 20).
     "pixels-finetune": dataclasses.replace(
         _PIXELS_POLISH,
         preset="pixels-finetune",
