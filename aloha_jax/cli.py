@@ -92,8 +92,8 @@ def choose_device(name: str) -> str:
         jax.config.update("jax_platforms", "cpu")
     try:
         platform = jax.default_backend()
-    except RuntimeError as error:  # the environment variable JAX_PLATFORMS names something that is not there
-        raise ConfigError(f"JAX finds no device to run on: {error}") from None
+    except (RuntimeError, AssertionError) as error:  # the environment variable JAX_PLATFORMS names something that is not there
+        raise ConfigError(f"JAX finds no device to run on, JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}: {error}") from None
     if name == "gpu" and platform != "gpu":
         raise ConfigError(
             "--device gpu: JAX sees no GPU here; install the cuda extra (`uv sync --extra cuda`) or use --device cpu"

@@ -312,7 +312,11 @@ def _prepare(config: Config, resume: bool, claims: contextlib.ExitStack) -> tupl
 
 def _train_and_judge(config: Config, resume: bool, env: Env) -> Path:
     directory = Path(config.log_dir)
-    with StopRequest(f"stopped; to go on: train.py --resume {directory}") as stop:
+    go_on, again = (
+        f"stopped; to go on: train.py --resume {directory}",
+        "stopped before there was a checkpoint: start it again, with --overwrite",
+    )
+    with StopRequest(go_on, go_on if checkpoints.latest_checkpoint(directory) is not None else again) as stop:
         run = Run(config, directory, resume, env=env)
         try:
             with contextlib.closing(run):
@@ -323,7 +327,7 @@ def _train_and_judge(config: Config, resume: bool, env: Env) -> Path:
             raise
         if stop.signum is not None:
             raise Interrupted(stop.signum, stop.farewell)
-        stop.nothing_to_save = True
+        stop.nothing_to_save, stop.early_farewell = True, go_on
         console = run.logger.console
         paths = {
             "env steps": f"{run.env_steps:,} in {seconds / 60:.1f} minutes",

@@ -111,6 +111,8 @@ def resumed_config(directory: Path, flags: Config, given: set[str]) -> Config:
     """
     if not (directory / "config.json").is_file():
         raise ConfigError(f"--resume {directory} is not a run directory: it has no config.json")
+    if (directory / "policy").is_dir():
+        raise ConfigError(f"--resume {directory} is a model, not a run: --init-from starts a run from it")
     if checkpoints.latest_checkpoint(directory) is None:
         raise CheckpointError(
             f"--resume {directory}: no complete checkpoint in its checkpoints folder; start it with --overwrite"

@@ -37,13 +37,14 @@ class StopRequest:
     Attributes:
         signum: the first signal that came, or None.
         nothing_to_save: while True, the first one ends the process at once, too.
-        farewell: what is written to stderr when the process is ended at once.
+        farewell: what is written to stderr when the process is ended at once,
+        early_farewell: and what instead while `nothing_to_save`.
     """
 
-    def __init__(self, farewell: str) -> None:
+    def __init__(self, farewell: str, early_farewell: str | None = None) -> None:
         self.signum: int | None = None
         self.nothing_to_save = True
-        self.farewell = farewell
+        self.farewell, self.early_farewell = farewell, early_farewell or farewell
 
     def __enter__(self) -> Self:
         self._receiver, self._sender = socket.socketpair()
@@ -68,6 +69,7 @@ class StopRequest:
                 continue
             if self.nothing_to_save or self.signum is not None:
                 show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar may have hidden it
-                os.write(2, f"{show_cursor}error: {self.farewell}\n".encode())
+                farewell = self.early_farewell if self.nothing_to_save else self.farewell
+                os.write(2, f"{show_cursor}error: {farewell}\n".encode())
                 os._exit(128 + byte[0])
             self.signum = byte[0]

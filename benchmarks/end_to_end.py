@@ -22,8 +22,8 @@ from aloha_jax.presets import PRESETS
 class Flags:
     """What to measure."""
 
-    sb3_python: Path
-    """Interpreter of the environment that has Stable-Baselines3 (benchmarks/README.md)."""
+    sb3_python: Path | None = None
+    """Interpreter of the environment that has Stable-Baselines3 (benchmarks/README.md); without it, ours alone."""
     size: int = 84
     """Height and width of the observation."""
     network: Literal["guide", "patches"] = "guide"
@@ -83,10 +83,12 @@ def stable_baselines(flags: Flags) -> float:
 
 
 def main(flags: Flags) -> None:
-    theirs, our_rate = stable_baselines(flags), ours(flags)
+    theirs = None if flags.sb3_python is None else stable_baselines(flags)
+    our_rate = ours(flags)
     print(f"| pixel PPO at {flags.size}x{flags.size}, {flags.network} network | env steps/s | ratio |\n|---|---|---|")
-    print(f"| Stable-Baselines3 on gym_aloha | {theirs:.1f} | 1 |")
-    print(f"| aloha_jax, C engine, EGL | {our_rate:.0f} | {our_rate / theirs:.0f} |")
+    if theirs is not None:
+        print(f"| Stable-Baselines3 on gym_aloha | {theirs:.1f} | 1 |")
+    print(f"| aloha_jax, C engine, EGL | {our_rate:.0f} | {our_rate / theirs if theirs else float('nan'):.0f} |")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 
 import tyro
 
-from aloha_jax import checkpoints, evaluation, judge
+from aloha_jax import checkpoints, cli, evaluation, judge
 from aloha_jax.policy import Policy
 
 
@@ -67,4 +67,5 @@ def main(flags: Flags) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Flags))
+    with cli.user_errors():
+        main(tyro.cli(Flags))

@@ -13,7 +13,7 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 import numpy as np
 import tyro
 
-from aloha_jax import checkpoints, evaluation, judge
+from aloha_jax import checkpoints, cli, evaluation, judge
 from aloha_jax.conditions import NOMINAL, Condition
 
 CONDITIONS = {
@@ -70,4 +70,5 @@ def main(flags: Flags) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Flags))
+    with cli.user_errors():
+        main(tyro.cli(Flags))

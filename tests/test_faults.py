@@ -226,6 +226,18 @@ def test_a_file_system_that_is_read_only(tmp_path: Path, capsys: pytest.CaptureF
         assert "Read-only file system" in refused(capsys, *args)
 
 
+def test_a_signal_before_there_is_anything_to_go_on_from_says_so() -> None:
+    program = (
+        "import os, signal, time\n"
+        "from aloha_jax.signals import StopRequest\n"
+        "with StopRequest('go on', 'start again') as stop:\n"
+        "    {first}os.kill(os.getpid(), signal.SIGTERM); time.sleep(1); os.kill(os.getpid(), signal.SIGTERM); time.sleep(9)\n"
+    )
+    for first, says in (("", "start again"), ("stop.nothing_to_save = False; ", "go on")):
+        end = subprocess.run([sys.executable, "-c", program.format(first=first)], capture_output=True, text=True, timeout=60)
+        assert (end.returncode, end.stderr) == (143, f"error: {says}\n")
+
+
 def test_the_second_signal_ends_a_process_at_once() -> None:
     """Although its main thread is deaf: it never returns to Python's interpreter loop, as in a long compilation."""
     program = (

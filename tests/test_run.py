@@ -135,6 +135,7 @@ def test_nothing_to_resume(tmp_path: Path, state_run: Path, capsys: pytest.Captu
     (tmp_path / "run").mkdir()
     shutil.copy(state_run / "config.json", tmp_path / "run")
     assert "no complete checkpoint" in refused(capsys, "--resume", str(tmp_path / "run"))
+    assert "a model, not a run" in refused(capsys, "--resume", "pretrained/insertion-state")
 
 
 def test_a_damaged_checkpoint_to_resume(resumable: Path, capsys: pytest.CaptureFixture[str]) -> None:
