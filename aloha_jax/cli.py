@@ -93,7 +93,8 @@ def choose_device(name: str) -> str:
     try:
         platform = jax.default_backend()
     except (RuntimeError, AssertionError) as error:  # the environment variable JAX_PLATFORMS names something that is not there
-        raise ConfigError(f"JAX finds no device to run on, JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}: {error}") from None
+        asked = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS', '')}"
+        raise ConfigError(f"JAX finds no device to run on, {asked}{f': {error}' if str(error) else ''}") from None
     if name == "gpu" and platform != "gpu":
         raise ConfigError(
             "--device gpu: JAX sees no GPU here; install the cuda extra (`uv sync --extra cuda`) or use --device cpu"
