@@ -238,6 +238,13 @@ def with_teachers_grip(config: Config) -> Config:
     return dataclasses.replace(config, grip_tolerance=teacher.config.grip_tolerance)
 
 
+# What decides the shapes of parameters and of the statistics of observations.
+SHAPING_FIELDS = (
+    *("obs", "image_height", "image_width", "observe_target", "history", "normalize_obs"),
+    *("network", "conv", "features_dim", "hidden_sizes", "privileged_critic"),
+)
+
+
 def load_initial(config: Config) -> Policy | None:
     """The model that `config` starts from, if it does.
 
@@ -250,7 +257,9 @@ def load_initial(config: Config) -> Policy | None:
     initial = load_policy(config.init_from, "--init-from")
     wanted = jax.eval_shape(lambda: (init_params(config, jax.random.key(0)), init_stats(config)))
     if _shapes((initial.params, initial.stats)) != _shapes(wanted):
-        raise ConfigError(f"--init-from {config.init_from} has other networks or observations than this run is configured for")
+        own = ((name, getattr(config, name), getattr(initial.config, name)) for name in SHAPING_FIELDS)
+        differ = [f"--{name.replace('_', '-')} {here} here, {there} there" for name, here, there in own if here != there]
+        raise ConfigError(f"--init-from {config.init_from} has other networks or observations than this run: {'; '.join(differ)}")
     return initial
 
 

@@ -204,7 +204,7 @@ def test_an_update_is_timed_to_its_end(tmp_path: Path) -> None:
 
 def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(saved: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(STUDENT, teacher=str(saved), init_from=str(saved), log_dir=str(tmp_path / "run"))
-    with pytest.raises(ConfigError, match="--init-from"):
+    with pytest.raises(ConfigError, match=r"--init-from .*--network joint here, mirrored there"):
         run.execute(config)
     with pytest.raises(checkpoints.CheckpointError, match=r"--teacher .*nowhere"):
         run.execute(dataclasses.replace(config, teacher=str(tmp_path / "nowhere")))
