@@ -106,7 +106,8 @@ class MjxEngine:
         self.scene, self.impl = scene, impl
         self._max_contacts, self._max_constraints = max_contacts, max_constraints
         self._max_convex_pairs = min(max_convex_pairs, max_contacts)
-        self.model = mjx.put_model(scene.model, impl=impl, graph_mode=graph_mode or chosen_graph_mode())
+        graph_mode = chosen_graph_mode() if graph_mode is None else graph_mode
+        self.model = mjx.put_model(scene.model, impl=impl, graph_mode=graph_mode)
         if impl == "warp":  # `complaint` says once what the kernels would print at every step
             self.model = self.model.tree_replace({"opt._impl.warn_overflow": 0})
 

@@ -46,9 +46,8 @@ class WarpRenderer:
         self._host_model, self._quality = model, quality
         self._model = mjx.put_model(model, impl="warp", graph_mode=chosen_graph_mode())
         self._blank = _still_data(model)
-        self._device: str = warp.device_from_jax(
-            device
-        ).alias  # Warp's own default is a GPU even where JAX is told to use the CPU
+        # Warp's own default is a GPU, even where JAX is told to use the CPU.
+        self._device: str = warp.device_from_jax(device).alias
         self._contexts: dict[int, Any] = {}  # by number of worlds, which Warp's buffers have built in
         self._trace_batch = jax.jit(self.trace)
 
