@@ -88,7 +88,7 @@ def main(flags: Flags) -> None:
     print(f"| pixel PPO at {flags.size}x{flags.size}, {flags.network} network | env steps/s | ratio |\n|---|---|---|")
     if theirs is not None:
         print(f"| Stable-Baselines3 on gym_aloha | {theirs:.1f} | 1 |")
-    print(f"| aloha_jax, C engine, EGL | {our_rate:.0f} | {our_rate / theirs if theirs else float('nan'):.0f} |")
+    print(f"| aloha_jax, C engine, EGL | {our_rate:.0f} | {f'{our_rate / theirs:.0f}' if theirs else ''} |")
 
 
 if __name__ == "__main__":
