@@ -1,4 +1,4 @@
-"""What is each choice of the recipes worth? Trainings that differ from `state` or `pixels` in one thing, at an equal budget.
+"""What is each choice of a recipe worth? Trainings that differ from a preset in one thing, at an equal budget.
 
     uv run -m benchmarks.ablations --json ablations.json                       # those that see the state
     uv run -m benchmarks.ablations --teacher pretrained/insertion-scratch      # those that see pixels, too
@@ -100,6 +100,8 @@ ABLATIONS: dict[str, Ablation] = {
     "pixels-ppo-explore-own-critic": Ablation(
         "pixels", "the same, its critic sees pixels", (*PURE_PPO, *EXPLORE, "--no-privileged-critic")
     ),
+    "cpu": Ablation("cpu", "`--preset cpu`: PPO from pixels and joints, short episodes"),
+    "cpu-own-critic": Ablation("cpu", "its critic sees what the policy sees", ("--no-privileged-critic",)),
 }
 
 
@@ -112,7 +114,7 @@ class Flags:
     seeds: tuple[int, ...] = (0, 1, 2)
     """Training seeds of each."""
     total_timesteps: int | None = None
-    """Environment steps of every training; by default those of the preset, `state` or `pixels`."""
+    """Environment steps of every training; by default those of the preset."""
     evaluations: int = 10
     """During each training, beside the one of the untrained policy. One costs as much as 7,680 environment steps."""
     teacher: str | None = None
