@@ -287,11 +287,12 @@ def report_table(report: Report) -> Table:
 
 
 def print_report(report: Report, paths: Mapping[str, Any]) -> None:
-    """Print an evaluation: a table for people on a terminal, JSON for programs."""
+    """Print an evaluation: a table for people on a terminal, JSON for programs, to which `paths` go by stderr."""
     console = make_console()
-    if not console.is_terminal:
+    if console.is_terminal:
+        console.print(report_table(report))
+    else:
         print(report.to_json())
-        return
-    console.print(report_table(report))
+        console.stderr = True
     for name, path in paths.items():
         console.print(f"{name}: {path}")

@@ -158,7 +158,9 @@ def test_speed_is_that_of_training_alone(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_report_is_printed_as_json_where_no_one_looks(capsys: pytest.CaptureFixture[str]) -> None:
     report = summarize([Rollout(0, np.array([0, 4]), np.zeros((2, 30)), np.zeros((2, 14)))], "c")
     print_report(report, {"video": "film.mp4"})
-    assert capsys.readouterr().out == report.to_json() + "\n"
+    captured = capsys.readouterr()
+    assert captured.out == report.to_json() + "\n"
+    assert captured.err == "video: film.mp4\n"
 
 
 def test_paths_stay_whole_in_tables(capsys: pytest.CaptureFixture[str]) -> None:
