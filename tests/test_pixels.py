@@ -49,7 +49,8 @@ def gym_aloha_frames() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def renderer() -> Iterator[EglRenderer]:
-    with EglRenderer(scene.make_visual_model(height=48, width=64), num_workers=2) as renderer:
+    with make_renderer("egl", "insertion", 48, 64, num_workers=2) as renderer:
+        assert isinstance(renderer, EglRenderer)
         yield renderer
 
 
@@ -138,6 +139,30 @@ def test_any_size(poses: np.ndarray, size: tuple[int, int]) -> None:
     assert pictures.shape == (2, *size, 3)
     assert (renderer.height, renderer.width) == size
     assert pictures.any()
+
+
+@pytest.mark.parametrize(
+    ("quality", "size", "crop", "drawn"),
+    [
+        ("fast", (64, 64), None, 4),
+        ("fast", (84, 84), None, 3),
+        ("shadows", (120, 160), None, 2),
+        ("fast", (72, 120), (196, 180, 168, 280), 2),
+        ("shadows", (480, 640), None, 2),
+        ("exact", (64, 64), None, 1),
+    ],
+)
+def test_about_every_second_pixel_of_the_frame_is_drawn(
+    quality: str, size: tuple[int, int], crop: Crop | None, drawn: int
+) -> None:
+    assert scene.supersampling(quality, *size, crop) == drawn
+
+
+def test_a_supersampled_picture_is_the_mean_of_a_larger_one(renderer: EglRenderer, poses: np.ndarray) -> None:
+    k = scene.supersampling("fast", 48, 64)
+    with EglRenderer(scene.make_visual_model(height=48 * k, width=64 * k), supersampling=1, num_workers=1) as larger:
+        blocks = larger.render(poses).reshape(-1, 48, k, 64, k, 3)
+    np.testing.assert_allclose(renderer.render(poses), blocks.mean(axis=(2, 4)), atol=0.5)  # rounded
 
 
 def test_a_killed_worker_is_replaced_and_its_part_drawn_again(renderer: EglRenderer, poses: np.ndarray) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from aloha_jax.scene import FRAME_SHAPE, QUALITIES, make_visual_model
+from aloha_jax.scene import FRAME_SHAPE, QUALITIES, make_visual_model, supersampling
 
 if TYPE_CHECKING:
     import jax
@@ -85,7 +85,8 @@ def make_renderer(
         from aloha_jax.pixels.egl import EglRenderer
 
         try:
-            return EglRenderer(make_visual_model(task, quality, height, width, crop), num_workers)
+            model = make_visual_model(task, quality, height, width, crop)
+            return EglRenderer(model, supersampling(quality, height, width, crop), num_workers)
         except RendererUnavailable:
             if name == "egl":
                 raise

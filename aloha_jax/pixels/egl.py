@@ -45,11 +45,12 @@ class EglRenderer:
         gl_renderer: what draws, in OpenGL's words (GL_RENDERER).
     """
 
-    def __init__(self, model: mujoco.MjModel, num_workers: int | None = None) -> None:
+    def __init__(self, model: mujoco.MjModel, supersampling: int, num_workers: int | None = None) -> None:
         """Starts the workers.
 
         Args:
             model: from `scene.make_visual_model`, which decides the camera's view, the size and the quality.
+            supersampling: from `scene.supersampling`; a pixel is the mean of as many along either axis.
             num_workers: number of processes; by default one per core that this process may use.
 
         Raises:
@@ -57,14 +58,14 @@ class EglRenderer:
         """
         self.height: int = model.vis.global_.offheight
         self.width: int = model.vis.global_.offwidth
-        self._model, self._nq = model, model.nq
+        self._model, self._nq, self._supersampling = model, model.nq, supersampling
         self._deaths, self._closed = 0, False
         self._lock = threading.Lock()
         self._workers: list[_Worker] = []
         self._finalizer = weakref.finalize(self, _stop, self._workers)
         try:
             for index in range(num_workers or min(_usable_cores(), MAX_WORKERS)):
-                self._workers.append(_Worker(model, _device(index)))
+                self._workers.append(self._new_worker(index))
             self.gl_renderer = {worker.await_ready() for worker in self._workers}.pop()
         except BaseException:
             self.close()
@@ -110,6 +111,9 @@ class EglRenderer:
                     worker.request(qpos[todo])
                     busy[worker] = todo
 
+    def _new_worker(self, place: int) -> "_Worker":
+        return _Worker(self._model, self._supersampling, _device(place))
+
     def _successor(self, dead: "_Worker") -> "_Worker":
         """A living worker in the place of a dead one."""
         self._require_open()
@@ -122,7 +126,7 @@ class EglRenderer:
             warnings.warn(f"{obituary}; another one takes its place", RuntimeWarning, stacklevel=2)
             dead.hang_up()
             dead.join()
-            dead = self._workers[place] = _Worker(self._model, _device(place))
+            dead = self._workers[place] = self._new_worker(place)
             with contextlib.suppress(RendererUnavailable):
                 dead.await_ready()
                 return dead
@@ -150,14 +154,14 @@ def gl_renderer_string() -> str:
         RendererUnavailable: OpenGL does not work here.
     """
     empty = mujoco.MjModel.from_xml_string(f"<mujoco><worldbody><camera name='{CAMERA}'/></worldbody></mujoco>")
-    with EglRenderer(empty, num_workers=1) as renderer:
+    with EglRenderer(empty, supersampling=1, num_workers=1) as renderer:
         return renderer.gl_renderer
 
 
 class _Worker:
     """The parent's end of one drawing process."""
 
-    def __init__(self, model: mujoco.MjModel, device: int | None) -> None:
+    def __init__(self, model: mujoco.MjModel, supersampling: int, device: int | None) -> None:
         ours, theirs = socket.socketpair()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
         # Not multiprocessing: forking is unsafe beside JAX's threads, and spawning would import the main module, JAX and all.
@@ -172,7 +176,7 @@ class _Worker:
             )
         self.connection = Connection(ours.detach())
         with contextlib.suppress(OSError):  # it died at once: `await_ready` says so
-            self.connection.send((model, CAMERA, device))
+            self.connection.send((model, CAMERA, supersampling, device))
 
     def await_ready(self) -> str:
         """GL_RENDERER of the worker's context."""

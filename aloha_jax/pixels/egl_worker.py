@@ -1,4 +1,4 @@
-"""One drawing process of `EglRenderer`: run as a script, so that it imports NumPy and MuJoCo but never JAX.
+"""One drawing process of `EglRenderer`: run as a script, so that it imports NumPy, Pillow and MuJoCo but never JAX.
 
 It holds one OpenGL context, reads batches of joint positions from a socket and answers each with the pictures, until the socket
 closes: with its parent, however that ended. What goes wrong here is written to stderr, which the parent reads.
@@ -13,13 +13,17 @@ from multiprocessing.connection import Connection
 import mujoco
 import numpy as np
 from OpenGL import GL
+from PIL import Image
 
 
 class Artist:
-    """Draws one camera of one model at the size of the model's offscreen buffer."""
+    """Draws one camera of one model at the size of the model's offscreen buffer, which it makes `supersampling` times larger."""
 
-    def __init__(self, model: mujoco.MjModel, camera: str) -> None:
-        self._model, self._data = model, mujoco.MjData(model)
+    def __init__(self, model: mujoco.MjModel, camera: str, supersampling: int = 1) -> None:
+        self._model, self._data, self._supersampling = model, mujoco.MjData(model), supersampling
+        self._shape = (model.vis.global_.offheight, model.vis.global_.offwidth, 3)
+        model.vis.global_.offheight *= supersampling
+        model.vis.global_.offwidth *= supersampling
         height, width = model.vis.global_.offheight, model.vis.global_.offwidth
         self._gl = mujoco.GLContext(width, height)
         self._gl.make_current()
@@ -36,12 +40,15 @@ class Artist:
 
     def draw(self, qpos: np.ndarray) -> np.ndarray:
         """Pictures uint8[n, H, W, 3] of joint positions float64[n, nq]."""
-        pictures = np.empty((len(qpos), *self._pixels.shape), np.uint8)
+        pictures = np.empty((len(qpos), *self._shape), np.uint8)
         for picture, pose in zip(pictures, qpos, strict=True):
             self._data.qpos[:] = pose
             self._draw_current()
-            picture[:] = self._pixels[::-1]  # OpenGL's first row is the lowest
+            picture[:] = self._averaged()[::-1]  # OpenGL's first row is the lowest
         return pictures
+
+    def _averaged(self) -> np.ndarray:
+        return self._pixels if self._supersampling == 1 else np.asarray(Image.fromarray(self._pixels).reduce(self._supersampling))
 
     def _draw_current(self) -> None:
         model, data = self._model, self._data
@@ -64,10 +71,10 @@ def prefer(device: int) -> None:
 
 
 def main(connection: Connection) -> None:
-    model, camera, device = connection.recv()
+    model, camera, supersampling, device = connection.recv()
     if device is not None:
         prefer(device)
-    artist = Artist(model, camera)
+    artist = Artist(model, camera, supersampling)
     connection.send(GL.glGetString(GL.GL_RENDERER).decode())
     while True:
         qpos = np.frombuffer(connection.recv_bytes()).reshape(-1, model.nq)
