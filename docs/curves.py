@@ -2,9 +2,11 @@
 
     uv run docs/curves.py --runs "state=runs/state" "pixels=runs/pixels" --out docs/images/curves.png
     uv run docs/curves.py --runs "state=runs/ablations/state/*" "joint=runs/ablations/state-joint/*" --out docs/images/joint.png
+    uv run docs/curves.py --runs "in two stages=runs/state,runs/polish" --out docs/images/stages.png
 
 Runs of one label are one line, their mean, in a band from the lowest to the highest; its minutes are their mean, too. What is
-drawn are the evaluations during training (eval/evaluations.csv). A run that kept only progress.csv, as those in pretrained/, is a
+drawn are the evaluations during training (eval/evaluations.csv). Where a stage begins, the policy is evaluated again, as that
+stage does. A run that kept only progress.csv, as those in pretrained/, is a
 dashed line of its training episodes, which have noise and may start in easier states; their level 3 was not recorded.
 It also prints when each line first reached 50, 90 and 95 % success.
 """
@@ -32,7 +34,7 @@ class Flags:
     """Which runs, and where the picture goes."""
 
     runs: tuple[str, ...]
-    """LABEL=DIRECTORY each; `*` in the directory stands for several runs."""
+    """LABEL=DIRECTORY each; `*` in the directory stands for several runs, commas are between the stages of one."""
     out: Path
     """The PNG."""
     minutes: bool = True
@@ -87,6 +89,21 @@ def read(run: Path) -> Curve:
     return Curve(columns["env_steps"][known], columns["seconds"][known] / 60, shares, not evaluations)
 
 
+def join(stages: list[Curve]) -> Curve:
+    """One curve of the trainings that a policy went through one after the other; what not all recorded is left out."""
+    steps: list[np.ndarray] = []
+    minutes: list[np.ndarray] = []
+    ends = 0.0, 0.0
+    for stage in stages:
+        steps.append(
+            ends[0] + np.maximum(stage.env_steps, bool(steps))
+        )  # the first of a later stage comes one step after its end
+        minutes.append(ends[1] + stage.minutes)
+        ends = steps[-1][-1], minutes[-1][-1]
+    shares = {name: np.concatenate([s.shares[name] for s in stages]) for name in TITLES if all(name in s.shares for s in stages)}
+    return Curve(np.concatenate(steps), np.concatenate(minutes), shares, any(stage.of_training for stage in stages))
+
+
 def merge(curves: list[Curve]) -> Line:
     """Curves of one kind at every point that any of them has, as far as all of them go; in between they are straight."""
     first, last = max(c.env_steps[0] for c in curves), min(c.env_steps[-1] for c in curves)
@@ -105,11 +122,14 @@ def lines_of(runs: tuple[str, ...]) -> dict[str, Line]:
     """
     curves: dict[str, list[Curve]] = {}
     for word in runs:
-        label, separator, pattern = word.partition("=")
-        directories = [path for path in map(Path, sorted(glob.glob(pattern))) if path.is_dir()]
-        if not separator or not directories:
+        label, separator, patterns = word.partition("=")
+        stages = [[path for path in map(Path, sorted(glob.glob(pattern))) if path.is_dir()] for pattern in patterns.split(",")]
+        if not separator or not all(stages):
             raise SystemExit(f"error: --runs {word}: must be LABEL=DIRECTORY of a run that is there")
-        for curve in map(read, directories):
+        if len({len(runs) for runs in stages}) > 1:
+            raise SystemExit(f"error: --runs {word}: as many runs must match in each stage")
+        for directories in zip(*stages, strict=True):
+            curve = join([read(directory) for directory in directories])
             curves.setdefault(label + TRAINING * curve.of_training, []).append(curve)
     return {label: merge(group) for label, group in curves.items()}
 

@@ -56,6 +56,23 @@ def test_a_run_without_evaluations_shows_its_training_episodes(runs: Path) -> No
     np.testing.assert_allclose(line.shares["success"], [[0.5, 0.75]])
 
 
+def test_stages_of_one_training_are_joined(runs: Path) -> None:
+    line = curves.lines_of((f"x={runs}/a/0,{runs}/a/1",))["x"]
+    np.testing.assert_allclose(line.env_steps, [0, 100_000, 200_000, 200_001, 400_000, 500_000])
+    np.testing.assert_allclose(line.minutes, [0, 1, 2, 2, 6, 7])
+    np.testing.assert_allclose(line.shares["success"], [[0, 0.2, 0.6, 0, 0.8, 1.0]])
+    both = curves.lines_of((f"x={runs}/a/*,{runs}/a/*",))["x"]
+    np.testing.assert_allclose(both.env_steps[-1], 400_000)
+    np.testing.assert_allclose(
+        both.shares["level 3"][:, -1], [0.8, 0.6], atol=1e-5
+    )  # the longer one is in its second stage's midst
+    mixed = curves.lines_of((f"x={runs}/a/0,{runs}/b",))
+    assert list(mixed) == ["x (training episodes)"]
+    assert list(mixed["x (training episodes)"].shares) == ["success"]
+    with pytest.raises(SystemExit, match="as many runs must match in each stage"):
+        curves.lines_of((f"x={runs}/a/*,{runs}/b",))
+
+
 def test_panels_have_mean_and_band_over_steps_and_minutes(runs: Path) -> None:
     figure = curves.draw(curves.lines_of((f"a={runs}/a/*", f"b={runs}/b")))
     success, success_minutes, level, level_minutes = figure.axes
