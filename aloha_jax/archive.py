@@ -52,7 +52,9 @@ def record(archive: Archive, keep: jax.Array, progress: jax.Array, physics: Phys
     into = jax.nn.one_hot(bins, num_bins, dtype=jnp.int32) * keep[:, None]
     # Worlds that share a bin take one slot after the other.
     rank = jnp.take_along_axis(jnp.cumsum(into, axis=0), bins[:, None], axis=1)[:, 0] - 1
-    slot = jnp.where(keep, (archive.recorded[bins] + rank) % slots, slots)  # out of bounds: dropped
+    # Where more share it than it has slots, only the last ones stay: which of two that share a slot wins is left open on a GPU.
+    stays = keep & (rank >= into.sum(axis=0)[bins] - slots)
+    slot = jnp.where(stays, (archive.recorded[bins] + rank) % slots, slots)  # out of bounds: dropped
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
         return old.at[bins, slot].set(new, mode="drop")

@@ -78,7 +78,7 @@ class FirstOfEach:
 class CheckpointWriter:
     """Writes `checkpoints/<step>` in the background, atomically.
 
-    Keeps the newest three, the best one and, if asked to, the first of every `keep_period` steps.
+    Keeps the newest three, the best of those with a score and, if asked to, the first of every `keep_period` steps.
     """
 
     def __init__(self, directory: Path, keep_period: int | None = None):
@@ -100,9 +100,9 @@ class CheckpointWriter:
         self._empty_trash()
 
     def save(
-        self, step: int, config: Config, policy: Any, run: Any, score: float, records: Mapping[str, Any] | None = None
+        self, step: int, config: Config, policy: Any, run: Any, score: float | None, records: Mapping[str, Any] | None = None
     ) -> None:
-        """Start to save; returns once the arrays are copied. `score` ranks checkpoints (higher is better)."""
+        """Start to save; returns once the arrays are copied. A higher `score` is better; without one it is never the best."""
         if step in self._manager.all_steps():
             return
         about = {
@@ -116,7 +116,7 @@ class CheckpointWriter:
             policy=ocp.args.StandardSave(policy), run=ocp.args.StandardSave(run), config=ocp.args.JsonSave(about)
         )
         with _Writable(self._directory / str(step)):
-            self._manager.save(step, args=items, metrics={"score": score})
+            self._manager.save(step, args=items, metrics=None if score is None else {"score": score})
         self._empty_trash()
 
     def restore(self, step: int | None, policy: Any, run: Any) -> Checkpoint:
@@ -243,6 +243,8 @@ SHAPING_FIELDS = (
     *("obs", "image_height", "image_width", "observe_target", "history", "normalize_obs"),
     *("network", "conv", "features_dim", "hidden_sizes", "privileged_critic"),
 )
+# What decides what those parameters mean.
+MEANING_FIELDS = ("activation", "action", "history")
 
 
 def load_initial(config: Config) -> Policy | None:
@@ -250,16 +252,19 @@ def load_initial(config: Config) -> Policy | None:
 
     Raises:
         CheckpointError: there is no model.
-        ConfigError: its networks or observations are not those of `config`.
+        ConfigError: its networks, observations or actions are not those of `config`.
     """
     if config.init_from is None:
         return None
     initial = load_policy(config.init_from, "--init-from")
     wanted = jax.eval_shape(lambda: (init_params(config, jax.random.key(0)), init_stats(config)))
-    if _shapes((initial.params, initial.stats)) != _shapes(wanted):
-        own = ((name, getattr(config, name), getattr(initial.config, name)) for name in SHAPING_FIELDS)
-        differ = [f"--{name.replace('_', '-')} {here} here, {there} there" for name, here, there in own if here != there]
-        raise ConfigError(f"--init-from {config.init_from} has other networks or observations than this run: {'; '.join(differ)}")
+    same_shapes = _shapes((initial.params, initial.stats)) == _shapes(wanted)
+    names = MEANING_FIELDS if same_shapes else dict.fromkeys(SHAPING_FIELDS + MEANING_FIELDS)
+    both = [(name, getattr(config, name), getattr(initial.config, name)) for name in names]
+    differ = [f"--{name.replace('_', '-')} {here} here, {there} there" for name, here, there in both if here != there]
+    if not same_shapes or differ:
+        what = "other networks, observations or actions than this run"
+        raise ConfigError(f"--init-from {config.init_from} has {what}: {'; '.join(differ)}")
     return initial
 
 

@@ -60,7 +60,7 @@ def parse(kind: type[T], args: Sequence[str], default: T | None = None, descript
 
 
 def parse_config(args: Sequence[str]) -> tuple[Config, set[str]]:
-    """The validated configuration of a training run, and the names of the settings that were given as flags.
+    """The configuration of a training run, validated unless it is to be resumed, and the names of the settings given as flags.
 
     Raises:
         ConfigError: a flag is wrong.
@@ -79,7 +79,9 @@ def parse_config(args: Sequence[str]) -> tuple[Config, set[str]]:
     given &= {field.name for field in dataclasses.fields(Config)}
     if preset in SECOND_STAGES and config.init_from is None and config.resume is None:
         raise ConfigError(f"--preset {preset} goes on from a policy that inserts: give it with --init-from")
-    return dataclasses.replace(config, preset=preset).validate(), given
+    config = dataclasses.replace(config, preset=preset)
+    # A run that is resumed has settings of its own, which need not fit those of the command line.
+    return config if config.resume is not None else config.validate(), given
 
 
 def choose_device(name: str) -> str:

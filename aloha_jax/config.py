@@ -168,7 +168,7 @@ class Config:
     privileged_critic: bool = False
     """The value head sees the simulator's state instead of the observation (training only)."""
     log_std_init: float = 0.0
-    """Initial log standard deviation of the actions."""
+    """Initial log standard deviation. A policy from --init-from has its own; this says where its cap begins."""
     log_std_final: float | None = None
     """Cap on the log standard deviation, which falls linearly from --log-std-init to this over the run; None: none."""
     normalize_obs: bool = True

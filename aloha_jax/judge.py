@@ -3,6 +3,7 @@
 import itertools
 import multiprocessing
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -10,7 +11,8 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
 # The judge renders; this must be decided before MuJoCo's GL context is loaded.
-os.environ.setdefault("MUJOCO_GL", "egl")
+if sys.platform == "linux":  # elsewhere MuJoCo knows the one way
+    os.environ.setdefault("MUJOCO_GL", "egl")
 
 import jax
 import jax.numpy as jnp
@@ -181,7 +183,7 @@ def gym_aloha_episodes(
     weights = jax.device_get((policy.params, policy.stats))
     # Not forked: that is unsafe beside JAX's threads.
     context = multiprocessing.get_context("spawn")
-    appointed = (policy.config, *weights, stochastic, condition)
+    appointed = (policy.config, *weights, stochastic, condition, jax.default_backend())
     with ProcessPoolExecutor(min(num_workers, len(seeds)), context, initializer=_appoint, initargs=appointed) as pool:
         try:
             yield from pool.map(_episode, *zip(*tasks, strict=True))
@@ -192,8 +194,11 @@ def gym_aloha_episodes(
 _appointed: Judge  # of a worker process
 
 
-def _appoint(config: Config, params: Any, stats: Any, stochastic: bool, condition: Condition) -> None:
+def _appoint(config: Config, params: Any, stats: Any, stochastic: bool, condition: Condition, platform: str) -> None:
     global _appointed
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU's memory is for all of them and the parent
+    if platform == "cpu":
+        jax.config.update("jax_platforms", platform)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _appointed = Judge(Policy(config, params, stats), stochastic, condition)
 

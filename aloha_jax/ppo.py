@@ -164,6 +164,9 @@ def loss(
     value_loss = jnp.square(value - batch.target_value).mean()
     entropy_loss = -entropy(distribution).mean()
 
+    # How far the policy moved is told by its own samples.
+    weight = 1.0 if batch.own is None else batch.own / jnp.maximum(batch.own.mean(), 1e-6)
+    weight = jnp.reshape(weight, jnp.shape(weight) + (1,) * (log_ratio.ndim - jnp.ndim(weight)))
     total = coef.ppo * policy_loss + hp.vf_coef * value_loss + hp.ent_coef * entropy_loss
     imitation = {}
     if batch.teacher_action is not None:
@@ -175,8 +178,8 @@ def loss(
         "value_loss": value_loss,
         "entropy_loss": entropy_loss,
         # Schulman's low-variance estimator, http://joschu.net/blog/kl-approx.html
-        "approx_kl": (ratio - 1 - log_ratio).mean(),
-        "clip_fraction": (jnp.abs(ratio - 1) > hp.clip_range).mean(),
+        "approx_kl": (weight * (ratio - 1 - log_ratio)).mean(),
+        "clip_fraction": (weight * (jnp.abs(ratio - 1) > hp.clip_range)).mean(),
     }
 
 

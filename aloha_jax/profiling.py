@@ -1,10 +1,27 @@
 """`--profile`: where the time of a few updates goes, for TensorBoard's profile tab or ui.perfetto.dev."""
 
+import os
+from pathlib import Path
 from typing import Any
 
 import jax
 
+from aloha_jax.config import Config, ConfigError
+
 UPDATES = 3  # recorded, after the first, which compiles
+
+
+def require_profile(config: Config) -> None:
+    """Raises `ConfigError` if no profile could be written: JAX says so after the updates, with a traceback."""
+    if config.profile is None:
+        return
+    directory = Path(config.profile)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--profile {directory}: no folder can be made there ({error.strerror})") from None
+    if not os.access(directory, os.W_OK):
+        raise ConfigError(f"--profile {directory} cannot be written")
 
 
 class Profiler:

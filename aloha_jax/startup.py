@@ -15,6 +15,11 @@ def seconds_since_start() -> float:
     return time.monotonic() - _STARTED
 
 
+def usable_cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def end_at_once_when_interrupted() -> None:
     """From now on Ctrl-C ends the process as that of any program, without the traceback of some import."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:

@@ -120,3 +120,10 @@ def test_an_episode_is_not_paid_for_what_was_there_when_it_began(expert_states: 
     after = jax.jit(env.step)(state, jnp.zeros((8, 14)))
     assert np.asarray(after.reward).max() < 0.5  # their potentials are 4 and more
     assert (np.asarray(state.progress.potential).max(axis=1) > 3).sum() >= 6
+
+
+def test_a_bin_that_more_share_at_once_than_it_has_slots_for_holds_the_last_of_them() -> None:
+    count = archive.SLOTS + 3
+    source = recorded(([float(i) for i in range(count)], [True] * count, [0.0] * count))
+    assert set(np.asarray(source.qpos[0, :, 0])) == set(range(3, count))
+    assert set(drawn(source)) <= set(range(3, count))

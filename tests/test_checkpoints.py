@@ -177,7 +177,7 @@ def test_a_disk_that_is_really_full(disk: Path) -> None:
 
 
 def test_the_newest_three_and_the_best_checkpoint_are_kept(tmp_path: Path) -> None:
-    def save(steps: dict[int, float]) -> set[int]:
+    def save(steps: dict[int, float | None]) -> set[int]:
         writer = CheckpointWriter(tmp_path)
         for step, score in steps.items():
             writer.save(step, SMALL, {"w": np.full(2, step)}, {"x": np.zeros(1, np.float32)}, score)
@@ -187,6 +187,7 @@ def test_the_newest_three_and_the_best_checkpoint_are_kept(tmp_path: Path) -> No
     assert save({1: 0.1, 2: 0.9, 3: 0.2, 4: 0.3, 5: 0.0, 6: 0.4}) == {2, 4, 5, 6}
     assert save({7: 0.5, 8: 0.6}) == {2, 6, 7, 8}  # another process knows which was the best
     assert save({9: 0.95, 10: 0.1, 11: 0.1, 12: 0.1}) == {9, 10, 11, 12}
+    assert save({13: None, 14: 0.2, 15: None, 16: None}) == {9, 14, 15, 16}  # what was not evaluated is not the best
 
 
 def test_the_first_checkpoint_of_every_period_is_kept_too(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """A whole run, as `train.py` does it: what it leaves behind, how it goes on, and what it must not lose."""
 
+import contextlib
 import dataclasses
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +15,7 @@ import train
 from aloha_jax import checkpoints, cli, evaluation, run, run_directory, training
 from aloha_jax.config import Config
 from aloha_jax.metrics import MetricsLogger
+from aloha_jax.presets import PRESETS
 from tests.small_run import FLAGS, PIXELS, STATE, keep_train_steps, small_run
 
 
@@ -127,6 +130,53 @@ def test_a_flag_that_agrees_with_the_resumed_run_is_accepted(state_run: Path) ->
     assert run_directory.resumed_config(state_run, config, given) == dataclasses.replace(
         Config.load(state_run / "config.json"), device="auto"
     )
+
+
+def test_a_run_is_resumed_without_what_only_its_start_needed(resumable: Path, tmp_path: Path) -> None:
+    config, given = cli.parse_config(["--resume", str(resumable), "--preset", "pixels"])  # which needs a teacher to start
+    assert given == {"resume", "preset"}
+    changes: dict[str, Any] = {"init_from": str(tmp_path / "gone"), "log_dir": str(resumable)}
+    saved = dataclasses.replace(Config.load(resumable / "config.json"), **changes)
+    with contextlib.ExitStack() as claims:
+        config, env = run._prepare(saved, True, claims)
+        resumed = run.Run(config, resumable, resume=True, quiet=True, env=env)
+        resumed.close()
+    assert resumed.env_steps == 192
+
+
+@pytest.mark.parametrize("episodes", [1, 16, 128])
+def test_success_outweighs_levels_and_these_the_training_reward(episodes: int) -> None:
+    score = functools.partial(run.score, episodes)
+    assert score(1 / episodes, 4 / episodes, -1e3) > score(0, 3.0, 1e3)
+    assert score(0, 1 / episodes, -1e3) > score(0, 0, 1e3)
+    assert score(0, 0, 1.0) > score(0, 0, -1.0)
+
+
+def test_a_checkpoint_has_the_score_of_its_own_policy_or_none(tmp_path: Path) -> None:
+    flags = ("--checkpoint-freq", "64", "--eval-freq", "128", "--total-timesteps", "192", "--log-dir", str(tmp_path / "run"))
+    train.main([*FLAGS, *STATE, *flags])
+    scored = {
+        int(p.parent.parent.name) for p in (tmp_path / "run/checkpoints").glob("*/metrics/metrics") if "score" in p.read_text()
+    }
+    assert scored == {128, 192}  # of 192 the end is evaluated
+
+
+@pytest.mark.parametrize(
+    ("flags", "rows"),
+    [({}, None), ({"crop": None}, 80), ({"crop": (80, 0, 400, 640)}, None), ({"crop": None, "network": "joint"}, None)],
+)
+def test_a_crop_whose_half_turn_does_not_exchange_the_arms_is_named(flags: dict[str, Any], rows: int | None) -> None:
+    warning = run.lopsided_warning(dataclasses.replace(PRESETS["pixels"], **flags))
+    assert (warning is None) == (rows is None)
+    assert warning is None or f"shifted by {rows} rows and 0 columns" in warning
+    assert run.lopsided_warning(dataclasses.replace(PRESETS["state"], crop=None)) is None
+
+
+def test_a_profile_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("mine")
+    error = refused(capsys, *FLAGS, *STATE, "--log-dir", str(tmp_path / "run"), "--profile", str(tmp_path / "file" / "profile"))
+    assert "--profile" in error
+    assert not (tmp_path / "run").exists()
 
 
 def test_nothing_to_resume(tmp_path: Path, state_run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -200,6 +201,15 @@ def test_an_update_is_timed_to_its_end(tmp_path: Path) -> None:
     begun.close()
     assert begun._pending is not None
     assert begun._pending[2] - before >= 0.5
+
+
+@pytest.mark.parametrize(("name", "value"), [("activation", "relu"), ("action", "absolute")])
+def test_a_start_whose_parameters_mean_something_else_is_refused(saved: Path, name: str, value: str) -> None:
+    assert getattr(TEACHER, name) != value
+    changes: dict[str, Any] = {"init_from": str(saved), name: value}
+    config = dataclasses.replace(TEACHER, **changes)
+    with pytest.raises(ConfigError, match=f"--init-from .*--{name} {value} here, {getattr(TEACHER, name)} there"):
+        checkpoints.load_initial(config)
 
 
 def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(saved: Path, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ A world's state is MuJoCo's own float64 state (time, qpos, qvel) and the solver'
 """
 
 import functools
-import os
 import threading
 from collections.abc import Callable
 from typing import Any, cast
@@ -20,6 +19,7 @@ from numpy.typing import ArrayLike
 
 from aloha_jax.engines import Physics
 from aloha_jax.scene import Scene
+from aloha_jax.startup import usable_cores
 
 FULL_PHYSICS = mujoco.mjtState.mjSTATE_FULLPHYSICS.value
 
@@ -44,7 +44,7 @@ class CEngine:
     def __init__(self, scene: Scene, num_threads: int | None = None):
         self.scene = scene
         model = scene.model
-        self._num_threads = num_threads or len(os.sched_getaffinity(0))
+        self._num_threads = num_threads or usable_cores()
         self._pool = mujoco.rollout.Rollout(nthread=self._num_threads)
         self._data = [mujoco.MjData(model) for _ in range(self._num_threads)]
         self._lock = threading.Lock()  # one rollout at a time: the pool and its MjData are shared

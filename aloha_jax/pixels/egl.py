@@ -25,6 +25,7 @@ import numpy as np
 
 from aloha_jax.pixels import RendererUnavailable
 from aloha_jax.scene import CAMERA
+from aloha_jax.startup import usable_cores
 
 WORKER = pathlib.Path(__file__).with_name("egl_worker.py")
 MAX_WORKERS = 32  # each takes about 60 MB of its own
@@ -64,7 +65,7 @@ class EglRenderer:
         self._workers: list[_Worker] = []
         self._finalizer = weakref.finalize(self, _stop, self._workers)
         try:
-            for index in range(num_workers or min(_usable_cores(), MAX_WORKERS)):
+            for index in range(num_workers or min(usable_cores(), MAX_WORKERS)):
                 self._workers.append(self._new_worker(index))
             self.gl_renderer = {worker.await_ready() for worker in self._workers}.pop()
         except BaseException:
@@ -274,7 +275,3 @@ def _worker_environment() -> dict[str, str]:
     environment.pop("PYOPENGL_PLATFORM", None)  # set by whatever drew in this process; MUJOCO_GL decides
     environment.setdefault("LP_NUM_THREADS", "0")  # llvmpipe's own threads: the cores are busy with other worlds
     return environment
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
