@@ -15,6 +15,7 @@ import tyro
 
 from aloha_jax import checkpoints, cli, evaluation, judge
 from aloha_jax.conditions import NOMINAL, Condition
+from aloha_jax.config import ConfigError
 
 CONDITIONS = {
     "as it is": NOMINAL,
@@ -44,6 +45,8 @@ class Flags:
 
     model_path: str
     """The policy."""
+    only: tuple[str, ...] = ()
+    """Only conditions in whose name one of these occurs, such as `camera`; by default all that the policy can notice."""
     n_episodes: int = 50
     """Episodes per condition."""
     num_workers: int = 1
@@ -54,11 +57,24 @@ class Flags:
     """Write the figures to this file."""
 
 
+def conditions(flags: Flags, has_pixels: bool) -> dict[str, Condition]:
+    """Those to try.
+
+    Raises:
+        ConfigError: --only names none of them.
+    """
+    known = CONDITIONS | (VISUAL_CONDITIONS if has_pixels else {})
+    for part in flags.only:
+        if not any(part in name for name in known):
+            raise ConfigError(f"--only {part}: occurs in none of {'; '.join(known)}")
+    return {name: known[name] for name in known if not flags.only or any(part in name for part in flags.only)}
+
+
 def main(flags: Flags) -> None:
     """Print a row per condition."""
     policy = checkpoints.load_policy(flags.model_path)
     found = {}
-    for name, condition in (CONDITIONS | (VISUAL_CONDITIONS if policy.config.has_pixels else {})).items():
+    for name, condition in conditions(flags, policy.config.has_pixels).items():
         seeds = list(range(flags.seed, flags.seed + flags.n_episodes))
         episodes = judge.gym_aloha_episodes(policy, seeds, condition=condition, num_workers=flags.num_workers)
         report = evaluation.summarize(list(episodes), "gym_aloha")

@@ -12,10 +12,12 @@ from gym_aloha.constants import START_ARM_POSE
 
 from aloha_jax import judge
 from aloha_jax.conditions import NOMINAL, Condition
+from aloha_jax.config import ConfigError
 from aloha_jax.judge import Rollout
 from aloha_jax.policy import Policy, init_params, init_stats
 from aloha_jax.presets import PRESETS
 from aloha_jax.tasks.insertion import Insertion
+from benchmarks import robustness
 
 STATE = dataclasses.replace(PRESETS["smoke"], obs="state", hidden_sizes=(16,))
 
@@ -84,3 +86,14 @@ def test_late_actions_and_other_starts_reach_gym_aloha() -> None:
     start = condition.start(Insertion.start_from_seed(5), 5)
     np.testing.assert_allclose(moved.qpos[0][:16], nominal.qpos[0][:16], atol=1e-3)
     np.testing.assert_allclose(moved.qpos[0][[16, 17, 23, 24]], start[[16, 17, 23, 24]], atol=1e-3)  # falling, not sliding
+
+
+def test_robustness_tries_what_it_is_asked_to() -> None:
+    def names(has_pixels: bool, *only: str) -> list[str]:
+        return list(robustness.conditions(robustness.Flags(model_path="m", only=only), has_pixels))
+
+    assert len(names(True)) == len(names(False)) + 6  # who sees no picture does not notice its changes
+    assert names(True, "brightness", "as it is") == ["as it is", "brightness x 0.8", "brightness x 1.2"]
+    assert all("friction" in name for name in names(False, "friction"))
+    with pytest.raises(ConfigError, match="--only camera: occurs in none of as it is; "):
+        names(False, "camera")
