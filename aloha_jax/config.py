@@ -64,6 +64,10 @@ class Config:
     """Width of the policy's picture, 1..640."""
     crop: tuple[int, int, int, int] | None = WORK_AREA
     """Top, left, height and width in gym_aloha's 480x640 frame, resized to the picture; None: the whole frame."""
+    random_shift: int = 0
+    """In training each picture is moved by up to so many pixels along either axis."""
+    color_jitter: float = 0.0
+    """In training brightness and contrast of each picture are changed by factors in 1 +- this."""
     action: Literal["delta", "absolute"] = "delta"
     """Changes of the joint targets, or gym_aloha's absolute joint targets."""
     action_clip: float | None = 3.0
@@ -299,6 +303,10 @@ class Config:
             top, left, height, width = self.crop
             inside = 0 <= top and 0 <= left and 1 <= height <= 480 - top and 1 <= width <= 640 - left
             _require(inside, "crop", "(top left height width) must lie inside the 480x640 frame", self.crop)
+        _require(0 <= self.random_shift <= 100, "random_shift", "must lie in 0..100", self.random_shift)
+        _require(0 <= self.color_jitter < 1, "color_jitter", "must lie in 0..1, below 1", self.color_jitter)
+        changed = self.random_shift or self.color_jitter
+        _require(not changed or self.has_pixels, "obs", "must have pixels with --random-shift or --color-jitter", self.obs)
         if self.has_pixels:
             height, width = self.image_height, self.image_width
             for features, kernel, stride in self.conv:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from aloha_jax import networks
+from aloha_jax.augmentation import augmented
 from aloha_jax.config import Config
 from aloha_jax.env import Env, EnvState, Observation
 from aloha_jax.networks import RunningStats, as_inputs, normalize_inputs, vector_inputs
@@ -96,7 +97,9 @@ class Collector:
         return after, self._outcome(decision, after)
 
     def _decide(self, state: EnvState, key: jax.Array) -> Decision:
-        raw = inputs_of(self.config, state.obs, state.privileged)
+        seen = inputs_of(self.config, state.obs, state.privileged)
+        # A third key beside the two below, which stay what they were before there was augmentation.
+        raw = augmented(seen, jax.random.fold_in(key, 2), self.config.random_shift, self.config.color_jitter)
         inputs = normalize_inputs(raw, self.stats)
         apply: Any = self.network.apply
         distribution, value = apply(self.params, inputs)

@@ -34,6 +34,7 @@ ORDER = [
     "policy",
     "memory",
     "ppo",
+    "augmentation",
     "rollout",
     "training",
     "checkpoints",

@@ -33,7 +33,9 @@ class Watched(EglRenderer):
     drawings = overlapped = 0
 
     def __init__(self, config: Config):
-        super().__init__(make_visual_model("insertion", "fast", config.image_height, config.image_width, config.crop), 1)
+        super().__init__(
+            make_visual_model("insertion", "fast", config.image_height, config.image_width, config.crop), 1, num_workers=1
+        )
         self.seconds = 0.0
         self.steps, self.moved = 0, threading.Condition()
         self.asked: deque[int] = deque()  # steps when each drawing ahead was asked for
