@@ -293,7 +293,7 @@ def supersampling(quality: str, height: int, width: int, crop: tuple[int, int, i
     """Pixels that OpenGL draws along either axis of each pixel of the picture, which is their mean; arguments as above.
 
     About one for every two of gym_aloha's frame. Mesa's software MSAA costs by the triangle, however small the picture: with this
-    `fast` draws 1.5 to 2 times as many pictures, and those that cover the whole frame are more like its own (docs/benchmarks.md).
+    there are 1.4 to 1.9 times as many pictures, and coarse ones are more like its own (docs/benchmarks.md).
     """
     if QUALITIES[quality].samples:
         return 1
