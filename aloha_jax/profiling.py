@@ -12,16 +12,13 @@ UPDATES = 3  # recorded, after the first, which compiles
 
 
 def require_profile(config: Config) -> None:
-    """Raises `ConfigError` if no profile could be written: JAX says so after the updates, with a traceback."""
+    """Raises `ConfigError` if no profile could be written: JAX says so after the updates, with a traceback. Makes nothing."""
     if config.profile is None:
         return
-    directory = Path(config.profile)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"--profile {directory}: no folder can be made there ({error.strerror})") from None
-    if not os.access(directory, os.W_OK):
-        raise ConfigError(f"--profile {directory} cannot be written")
+    directory = Path(config.profile).absolute()
+    there = next(path for path in (directory, *directory.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError(f"--profile {config.profile}: {there} is a file, or cannot be written")
 
 
 class Profiler:

@@ -95,9 +95,8 @@ def join(stages: list[Curve]) -> Curve:
     minutes: list[np.ndarray] = []
     ends = 0.0, 0.0
     for stage in stages:
-        steps.append(
-            ends[0] + np.maximum(stage.env_steps, bool(steps))
-        )  # the first of a later stage comes one step after its end
+        first = 1 if steps else 0  # a later stage begins one step after the end of the one before
+        steps.append(ends[0] + np.maximum(stage.env_steps, first))
         minutes.append(ends[1] + stage.minutes)
         ends = steps[-1][-1], minutes[-1][-1]
     shares = {name: np.concatenate([s.shares[name] for s in stages]) for name in TITLES if all(name in s.shares for s in stages)}

@@ -16,6 +16,7 @@ from aloha_jax import checkpoints, cli, evaluation, run, run_directory, training
 from aloha_jax.config import Config
 from aloha_jax.metrics import MetricsLogger
 from aloha_jax.presets import PRESETS
+from aloha_jax.profiling import require_profile
 from tests.small_run import FLAGS, PIXELS, STATE, keep_train_steps, small_run
 
 
@@ -177,6 +178,12 @@ def test_a_profile_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pyt
     error = refused(capsys, *FLAGS, *STATE, "--log-dir", str(tmp_path / "run"), "--profile", str(tmp_path / "file" / "profile"))
     assert "--profile" in error
     assert not (tmp_path / "run").exists()
+
+
+def test_a_profile_may_lie_in_the_run_that_is_begun(tmp_path: Path) -> None:
+    config = Config(log_dir=str(tmp_path / "run"), profile=str(tmp_path / "run" / "profile"))
+    require_profile(config)
+    assert not (tmp_path / "run").exists()  # or `check_directory` would find it in use
 
 
 def test_nothing_to_resume(tmp_path: Path, state_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
