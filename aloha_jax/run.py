@@ -19,7 +19,6 @@ from aloha_jax.evaluation import EngineEvaluator, Report
 from aloha_jax.memory import require_memory
 from aloha_jax.metrics import MetricsLogger, report_table, summary_table
 from aloha_jax.networks import num_parameters
-from aloha_jax.pixels import Crop
 from aloha_jax.pixels.egl import EglRenderer, num_gpus, software_warning
 from aloha_jax.policy import Policy
 from aloha_jax.profiling import Profiler, require_profile
@@ -27,6 +26,7 @@ from aloha_jax.run_directory import alone_in, check_directory, identity, prepare
 from aloha_jax.scene import WHOLE_FRAME
 from aloha_jax.signals import Interrupted, StopRequest
 from aloha_jax.training import RunState
+from aloha_jax.visual import Crop
 
 EVALUATION_SEED = 1_000_000  # evaluations during training; those after it start from FINAL_SEED
 FINAL_SEED = 2_000_000

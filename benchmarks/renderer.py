@@ -15,7 +15,7 @@ import aloha_jax
 from aloha_jax import expert
 from aloha_jax.config import WORK_AREA
 from aloha_jax.pixels import frame_to_observation, make_renderer
-from aloha_jax.scene import QUALITIES
+from aloha_jax.visual import QUALITIES
 
 
 @dataclasses.dataclass(frozen=True)

@@ -18,6 +18,7 @@ ORDER = [
     "presets",
     "decimation",
     "scene",
+    "visual",
     "expert",
     "engines",
     "tasks",

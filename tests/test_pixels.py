@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 from skimage.metrics import structural_similarity
 
-from aloha_jax import scene
+from aloha_jax import scene, visual
 from aloha_jax.decimation import cluster_vertices
-from aloha_jax.pixels import Crop, RendererUnavailable, egl, frame_to_observation, make_renderer
+from aloha_jax.pixels import RendererUnavailable, egl, frame_to_observation, make_renderer
 from aloha_jax.pixels.egl import WORKER, EglRenderer, gl_renderer_string, software_warning
+from aloha_jax.visual import Crop
 
 TABLE: Crop = (150, 140, 170, 360)
 
@@ -58,7 +59,7 @@ def renderer() -> Iterator[EglRenderer]:
 def poses() -> np.ndarray:
     """Seven poses float64[7, 30] that differ in every arm joint and in where the objects lie."""
     rng = np.random.default_rng(0)
-    model = scene.make_visual_model()
+    model = visual.make_visual_model()
     poses = np.tile(model.key_qpos[0], (7, 1))
     poses[:, scene.ARM_QPOS["left"]] += rng.uniform(-0.4, 0.4, (7, 6))
     poses[:, scene.ARM_QPOS["right"]] += rng.uniform(-0.4, 0.4, (7, 6))
@@ -155,14 +156,25 @@ def test_any_size(poses: np.ndarray, size: tuple[int, int]) -> None:
 def test_about_every_second_pixel_of_the_frame_is_drawn(
     quality: str, size: tuple[int, int], crop: Crop | None, drawn: int
 ) -> None:
-    assert scene.supersampling(quality, *size, crop) == drawn
+    assert visual.supersampling(quality, *size, crop) == drawn
 
 
-def test_a_supersampled_picture_is_the_mean_of_a_larger_one(renderer: EglRenderer, poses: np.ndarray) -> None:
-    k = scene.supersampling("fast", 48, 64)
-    with EglRenderer(scene.make_visual_model(height=48 * k, width=64 * k), supersampling=1, num_workers=1) as larger:
+@pytest.mark.parametrize(
+    ("size", "crop", "cell"),
+    [((64, 64), None, 0.015), ((120, 160), None, 0.015), ((48, 80), (196, 180, 168, 280), 0.01), ((240, 320), None, 0.01)],
+)
+def test_a_coarse_picture_has_coarse_meshes(size: tuple[int, int], crop: Crop | None, cell: float) -> None:
+    assert visual.mesh_cell(*size, crop) == cell
+
+
+def test_a_supersampled_picture_is_the_mean_of_a_larger_one(poses: np.ndarray) -> None:
+    crop = (150, 200, 144, 192)  # so small that either picture has the finer meshes
+    k = visual.supersampling("fast", 48, 64, crop)
+    model = visual.make_visual_model(height=48 * k, width=64 * k, crop=crop)
+    with EglRenderer(model, supersampling=1, num_workers=1) as larger:
         blocks = larger.render(poses).reshape(-1, 48, k, 64, k, 3)
-    np.testing.assert_allclose(renderer.render(poses), blocks.mean(axis=(2, 4)), atol=0.5)  # rounded
+    with make_renderer("egl", "insertion", 48, 64, crop, num_workers=1) as renderer:
+        np.testing.assert_allclose(renderer.render(poses), blocks.mean(axis=(2, 4)), atol=0.5)  # rounded
 
 
 def test_a_killed_worker_is_replaced_and_its_part_drawn_again(renderer: EglRenderer, poses: np.ndarray) -> None:
@@ -296,7 +308,7 @@ def test_workers_do_not_import_jax() -> None:
 @pytest.mark.parametrize("crop", [(0, 0, 481, 640), (-1, 0, 10, 10), (0, 0, 0, 10), (479, 639, 2, 1)])
 def test_a_crop_outside_the_frame_is_refused(crop: Crop) -> None:
     with pytest.raises(ValueError, match="not inside"):
-        scene.make_visual_model(crop=crop)
+        visual.make_visual_model(crop=crop)
 
 
 def test_unknown_names_are_refused() -> None:

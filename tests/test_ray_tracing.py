@@ -11,10 +11,11 @@ from skimage.metrics import structural_similarity
 
 from aloha_jax import scene
 from aloha_jax.env import Env, make
-from aloha_jax.pixels import Crop, DeviceRenderer, frame_to_observation, make_renderer
+from aloha_jax.pixels import DeviceRenderer, frame_to_observation, make_renderer
 from aloha_jax.pixels.egl import EglRenderer
 from aloha_jax.pixels.ended import render_now_and_ended
 from aloha_jax.pixels.warp import WarpRenderer
+from aloha_jax.visual import Crop
 
 TABLE: Crop = (150, 140, 170, 360)
 

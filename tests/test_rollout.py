@@ -19,8 +19,8 @@ from aloha_jax.pixels.egl import EglRenderer
 from aloha_jax.policy import Policy, init_params, init_stats, make_network
 from aloha_jax.presets import PRESETS
 from aloha_jax.rollout import Collector, PipelinedCollector, Rollout
-from aloha_jax.scene import make_visual_model
 from aloha_jax.training import RunState
+from aloha_jax.visual import make_visual_model
 
 CONFIG = dataclasses.replace(
     PRESETS["smoke"], obs="pixels_agent_pos", observe_target=True, history=(2, 3), n_envs=4, n_steps=7, episode_length=5

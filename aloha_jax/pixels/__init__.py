@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from aloha_jax.scene import FRAME_SHAPE, QUALITIES, make_visual_model, supersampling
+from aloha_jax.scene import FRAME_SHAPE
+from aloha_jax.visual import QUALITIES, Crop, make_visual_model, supersampling
 
 if TYPE_CHECKING:
     import jax
-
-Crop = tuple[int, int, int, int]  # top, left, height, width in pixels of the 480x640 frame
 
 
 class RendererUnavailable(RuntimeError):
@@ -73,7 +72,7 @@ def make_renderer(
         width: of a picture, pixels.
         crop: part of the 480x640 frame to look at; by default all of it.
         num_workers: processes that draw; by default one per core.
-        quality: a key of `scene.QUALITIES`.
+        quality: a key of `visual.QUALITIES`.
         on_gpu: whether the worlds live on a CUDA GPU; `auto` then draws there.
 
     Raises:

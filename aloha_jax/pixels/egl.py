@@ -50,8 +50,8 @@ class EglRenderer:
         """Starts the workers.
 
         Args:
-            model: from `scene.make_visual_model`, which decides the camera's view, the size and the quality.
-            supersampling: from `scene.supersampling`; a pixel is the mean of as many along either axis.
+            model: from `visual.make_visual_model`, which decides the camera's view, the size and the quality.
+            supersampling: from `visual.supersampling`; a pixel is the mean of as many along either axis.
             num_workers: number of processes; by default one per core that this process may use.
 
         Raises:

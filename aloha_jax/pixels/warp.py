@@ -14,7 +14,8 @@ from mujoco import mjx
 
 from aloha_jax.engines.mjx import chosen_graph_mode
 from aloha_jax.pixels import RendererUnavailable
-from aloha_jax.scene import CAMERA, Quality
+from aloha_jax.scene import CAMERA
+from aloha_jax.visual import Quality
 
 BATCH = 64  # worlds that `render` draws at once; `trace` draws as many as it is given
 
@@ -31,7 +32,7 @@ class WarpRenderer:
         """Puts the model on JAX's default device.
 
         Args:
-            model: from `scene.make_visual_model` with `ray_traced`, which decides the camera's view and the size.
+            model: from `visual.make_visual_model` with `ray_traced`, which decides the camera's view and the size.
             quality: rays per pixel, and whether there are shadows.
 
         Raises:
