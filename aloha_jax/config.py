@@ -209,6 +209,11 @@ class Config:
         """Whether anything must be rendered."""
         return self.obs != "state"
 
+    @property
+    def learns_from_teacher(self) -> bool:
+        """Whether a teacher has a say at any time of the run."""
+        return any((self.distill_coef, self.distill_coef_final, self.teacher_mix, self.teacher_mix_final))
+
     # --- Checks and round trip
 
     def validate(self) -> "Config":
@@ -275,8 +280,12 @@ class Config:
             value = getattr(self, name)
             highest = 1 if "mix" in name else float("inf")
             _require(value is None or (0 <= value <= highest and value < float("inf")), name, f"must lie in 0..{highest}", value)
-        taught = self.distill_coef or self.distill_coef_final or self.teacher_mix or self.teacher_mix_final
-        _require(not taught or self.teacher is not None, "teacher", "is needed by --distill-coef and --teacher-mix", self.teacher)
+        _require(
+            not self.learns_from_teacher or self.teacher is not None,
+            "teacher",
+            "is needed by --distill-coef and --teacher-mix",
+            self.teacher,
+        )
         aimless = not (self.ppo_coef or self.distill_coef or self.distill_coef_final)
         _require(not aimless, "ppo_coef", "must be positive unless --distill-coef is", self.ppo_coef)
 

@@ -228,7 +228,11 @@ class Run:
 
     def _print_start(self) -> None:
         config, device, console = self.config, jax.devices()[0], self.logger.console
-        warnings = [idle_gpu_warning(config, device.platform, num_gpus()), lopsided_warning(config)]
+        warnings = [
+            idle_gpu_warning(config, device.platform, num_gpus()),
+            lopsided_warning(config),
+            silent_teacher_warning(config),
+        ]
         if isinstance(self.env.renderer, EglRenderer):
             console.print(f"OpenGL renderer: {self.env.renderer.gl_renderer}")
             warnings.append(software_warning(self.env.renderer.gl_renderer, num_gpus()))
@@ -274,6 +278,13 @@ def lopsided_warning(config: Config) -> str | None:
         f"shifted by {rows:.0f} rows and {columns:.0f} columns of the frame; "
         f"a crop around row {wanted_row:.0f}, column {wanted_column:.0f} has both alike"
     )
+
+
+def silent_teacher_warning(config: Config) -> str | None:
+    """What to do if there is a teacher and nothing listens to it."""
+    if config.teacher is None or config.learns_from_teacher:
+        return None
+    return "--teacher has no say: neither --distill-coef nor --teacher-mix is positive"
 
 
 def _centre(crop: Crop) -> tuple[float, float]:

@@ -173,6 +173,20 @@ def test_a_crop_whose_half_turn_does_not_exchange_the_arms_is_named(flags: dict[
     assert run.lopsided_warning(dataclasses.replace(PRESETS["state"], crop=None)) is None
 
 
+@pytest.mark.parametrize(
+    ("flags", "silent"),
+    [
+        ({"teacher": None}, False),
+        ({}, True),
+        ({"distill_coef_final": 0.1}, False),
+        ({"teacher_mix": 0.1}, False),
+    ],
+)
+def test_a_teacher_that_has_no_say_is_named(flags: dict[str, Any], silent: bool) -> None:
+    config = dataclasses.replace(PRESETS["state"], **{"teacher": "pretrained/insertion-state", **flags})
+    assert (run.silent_teacher_warning(config) is not None) == silent
+
+
 def test_a_profile_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("mine")
     error = refused(capsys, *FLAGS, *STATE, "--log-dir", str(tmp_path / "run"), "--profile", str(tmp_path / "file" / "profile"))
