@@ -18,6 +18,7 @@ WORK_AREA = (196, 180, 168, 280)
 
 
 MIN_BIN = 8  # samples that --advantage-bins leaves for each
+MAX_START_SHIFT = 0.04  # metres; peg and socket, 12 cm long, then start at least 12 cm apart
 MAX_LAG = 300  # control steps that --history may look back; gym_aloha's episodes have as many
 
 
@@ -103,6 +104,11 @@ class Config:
     the policy itself has reached."""
     start_share: float = 0.5
     """Share of episodes that start in such states."""
+    start_yaw: float = 0.0
+    """Degrees, either way, by which training episodes turn peg and socket where they start; gym_aloha never does. The expert's
+    states keep to gym_aloha's starts."""
+    start_shift: float = 0.0
+    """Metres, along x and y, by which they may start outside gym_aloha's range."""
 
     # --- Learning from a teacher (DAgger, Ross et al. 2011), alone or beside PPO
     teacher: str | None = None
@@ -230,16 +236,8 @@ class Config:
             _require(0 < getattr(self, name) < float("inf"), name, "must be positive and finite", getattr(self, name))
         for name in ("gamma", "gae_lambda"):
             _require(0 <= getattr(self, name) <= 1, name, "must lie in 0..1", getattr(self, name))
-        for name in (
-            "ent_coef",
-            "vf_coef",
-            "ppo_coef",
-            "distill_coef",
-            "action_cost",
-            "action_change_cost",
-            "carry",
-            "final_eval_episodes",
-        ):
+        costs = ("ent_coef", "vf_coef", "ppo_coef", "distill_coef", "action_cost", "action_change_cost", "carry")
+        for name in (*costs, "final_eval_episodes"):
             _require(0 <= getattr(self, name) < float("inf"), name, "must not be negative", getattr(self, name))
         for field in dataclasses.fields(self):  # JAX counts in 32 bits
             value = getattr(self, field.name)
@@ -250,7 +248,6 @@ class Config:
             path = getattr(self, name) or "."
             _require(path.isprintable(), name, "must consist of printable characters", ascii(path))
         _require(0 <= self.seed < 2**32, "seed", "must lie in 0..2^32 - 1", self.seed)
-        _require(0 <= self.start_share <= 1, "start_share", "must lie in 0..1", self.start_share)
         _require(0 <= self.average_decay < 1, "average_decay", "must lie in 0..1, below 1", self.average_decay)
         _require(abs(self.log_std_init) < float("inf"), "log_std_init", "must be finite", self.log_std_init)
         recent = all(1 <= lag <= MAX_LAG for lag in self.history)
@@ -263,11 +260,18 @@ class Config:
         for name in ("action_clip", "clip_range_vf", "target_kl", "microbatch_size", "keep_period"):
             value = getattr(self, name)
             _require(value is None or 0 < value < float("inf"), name, "must be positive", value)
+        self._validate_starts()
         self._validate_teacher()
         self._validate_backends()
         self._validate_pixels()
         self._validate_batches()
         return self
+
+    def _validate_starts(self) -> None:
+        _require(0 <= self.start_share <= 1, "start_share", "must lie in 0..1", self.start_share)
+        _require(0 <= self.start_yaw <= 180, "start_yaw", "must lie in 0..180 degrees", self.start_yaw)
+        apart = f"must lie in 0..{MAX_START_SHIFT} m, or peg and socket might start in each other"
+        _require(0 <= self.start_shift <= MAX_START_SHIFT, "start_shift", apart, self.start_shift)
 
     def _validate_backends(self) -> None:
         mjx = self.engine == "mjx"

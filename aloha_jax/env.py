@@ -8,16 +8,15 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from aloha_jax import history
+from aloha_jax import history, starts
 from aloha_jax.actions import delta_target, target_limits
-from aloha_jax.archive import RECORD_PROBABILITY, Archive, draw, empty_archive, expert_archive, record
 from aloha_jax.config import Config
 from aloha_jax.engines import Engine, Physics, make_engine
-from aloha_jax.env_state import EnvState, Episode, Moment, Observation, Start
+from aloha_jax.env_state import EnvState, Episode, Moment, Observation
 from aloha_jax.pixels import Renderer, make_renderer
 from aloha_jax.scene import FRAME_SHAPE
 from aloha_jax.tasks import TASKS, make_task
-from aloha_jax.tasks.insertion import Progress, Shaping
+from aloha_jax.tasks.insertion import Progress, Shaping, StartRange
 from aloha_jax.views import Views
 
 __all__ = ["Env", "EnvState", "Episode", "Observation", "make", "make_from_config"]
@@ -66,25 +65,22 @@ class Env:
         observe_target: bool = False,
         history: tuple[int, ...] = (),
         shaping: Shaping | None = None,
+        start_range: StartRange | None = None,
     ):
         self.engine, self.renderer, self.num_envs = engine, renderer, num_envs
-        self.task = make_task(task_name, engine.scene, shaping)
+        self.task = make_task(task_name, engine.scene, shaping, start_range)
         self.obs, self.action, self.reward = obs, action, reward
         self.autoreset, self.episode_length = autoreset, episode_length
         self._views = Views(self.task, obs, renderer, observe_target, history)
         self.observe_target, self.lags = observe_target, self._views.lags
         self.target_low, self.target_high = target_limits(engine)
         self.start_share, self.records = start_share, start_states == "archive"
-        self.initial_archive: Archive | None = None
-        if start_states == "expert":
-            self.initial_archive = expert_archive(engine, self.task, seed)
-        elif start_states == "archive":
-            self.initial_archive = empty_archive(engine.scene.model.nq, engine.scene.model.nv)
+        self.initial_archive = starts.initial_archive(start_states, engine, self.task, seed)
 
     def reset(self, key: jax.Array) -> EnvState:
         """Fresh worlds from one PRNG key."""
         keys = jax.random.split(key, self.num_envs)
-        keys, start_keys = _split(keys)
+        keys, start_keys = starts.split(keys)
         qpos = jax.vmap(self.task.sample_start)(start_keys)
         return self._start(qpos, jnp.zeros((self.num_envs, self.engine.scene.model.nv)), keys)
 
@@ -156,7 +152,7 @@ class Env:
             episode=self._episode(state, reward, level),
             task_start=state.next_task_start,
         )
-        return self._reset_ended(self._record(after) if self.records else after)
+        return self._reset_ended(starts.record_some(self.task, after) if self.records else after)
 
     def next_target(self, target: jax.Array, agent_pos: jax.Array, action: jax.Array) -> jax.Array:
         """Control targets float32[N, 14] from the last ones, the measured joints and an action (itself, if absolute)."""
@@ -208,8 +204,9 @@ class Env:
             after = state._replace(privileged=final_privileged, final_privileged=final_privileged, final_qpos=final.qpos)
             return after, before, before
         done = state.done
-        keys, start_keys = _split(state.key)
-        start = jax.vmap(self._sample_start, in_axes=(None, 0))(state.archive, start_keys)
+        keys, start_keys = starts.split(state.key)
+        sample = functools.partial(starts.sample, self.task, self.start_share, state.archive)
+        start = jax.vmap(sample)(start_keys)
         physics = self.engine.reset_where(done, final, start.qpos, start.qvel)
         start_target = jnp.where(start.of_task[:, None], self.task.agent_pos(physics), start.target)
         memory = history.start(history.known(self.obs, self.task.agent_pos(physics), start_target), self.lags)
@@ -231,27 +228,6 @@ class Env:
         )
         return after, Moment(physics, target, privileged, memory), before
 
-    def _sample_start(self, archive: Archive | None, key: jax.Array) -> Start:
-        """How one world's next episode begins."""
-        task_key, choice_key, archive_key = jax.random.split(key, 3)
-        qpos = self.task.sample_start(task_key)
-        qvel, target = jnp.zeros(self.engine.scene.model.nv), jnp.zeros(14)
-        if archive is None:
-            return Start(qpos, qvel, target, jnp.ones((), bool))
-        of_task = (archive.recorded.sum() == 0) | (jax.random.uniform(choice_key) >= self.start_share)
-        drawn = draw(archive, archive_key)
-        qpos, qvel, target = jax.tree.map(lambda a, b: jnp.where(of_task, a, b), (qpos, qvel, target), drawn)
-        return Start(qpos, qvel, target, of_task)
-
-    def _record(self, state: EnvState) -> EnvState:
-        """Put some of the worlds into the archive."""
-        assert state.archive is not None
-        keys, record_keys = _split(state.key)
-        chosen = jax.vmap(jax.random.uniform)(record_keys) < RECORD_PROBABILITY
-        progress = state.progress.potential.mean(axis=1) / self.task.highest_potential
-        archive = record(state.archive, chosen & ~state.done, progress, state.physics, state.target)
-        return state._replace(key=keys, archive=archive)
-
     def _reward(
         self, state: EnvState, physics: Physics, level: jax.Array, lost: jax.Array, action: jax.Array
     ) -> tuple[jax.Array, Progress]:
@@ -272,12 +248,6 @@ class Env:
 
     def _privileged(self, physics: Physics, target: jax.Array, progress: Progress) -> jax.Array:
         return self.task.features(physics, target, progress)
-
-
-def _split(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Split each of N keys in two."""
-    pairs = jax.vmap(jax.random.split)(keys)
-    return pairs[:, 0], pairs[:, 1]
 
 
 def make(
@@ -303,6 +273,7 @@ def make(
     observe_target: bool = False,
     history: tuple[int, ...] = (),
     shaping: Shaping | None = None,
+    start_range: StartRange | None = None,
 ) -> Env:
     """Build a batched environment.
 
@@ -330,6 +301,7 @@ def make(
         history: control steps that are looked back: pixels come with what was known so many steps ago as well, which is the joint
             positions (`pixels_agent_pos`) or the control targets (`pixels`).
         shaping: what the dense reward asks beyond an insertion.
+        start_range: by how much the task's starts exceed gym_aloha's.
 
     Raises:
         ValueError: an argument is not one of its choices.
@@ -370,6 +342,7 @@ def make(
         observe_target=observe_target,
         history=history,
         shaping=shaping,
+        start_range=start_range,
     )
 
 
@@ -397,4 +370,5 @@ def make_from_config(
         observe_target=config.observe_target,
         history=config.history,
         shaping=Shaping.of(config),
+        start_range=StartRange.of(config) if autoreset else None,
     )

@@ -29,6 +29,7 @@ ORDER = [
     "archive",
     "history",
     "env_state",
+    "starts",
     "views",
     "env",
     "networks",

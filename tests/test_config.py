@@ -85,6 +85,9 @@ def test_json_that_lacks_a_setting_takes_its_default() -> None:
         ({"grip_tolerance": 0.0}, "--grip-tolerance"),
         ({"grip_tolerance": float("nan")}, "--grip-tolerance"),
         ({"start_share": 1.5}, "--start-share"),
+        ({"start_yaw": -1.0}, "--start-yaw"),
+        ({"start_yaw": float("nan")}, "--start-yaw"),
+        ({"start_shift": 0.05}, "--start-shift"),
         ({"ppo_coef": -1.0}, "--ppo-coef"),
         ({"ppo_coef": 0.0}, "--ppo-coef"),  # and nothing else to learn from
         ({"distill_coef": 1.0}, "--teacher"),

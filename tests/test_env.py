@@ -16,8 +16,9 @@ from gym_aloha.constants import normalize_puppet_gripper_position
 import aloha_jax
 from aloha_jax import expert, scene
 from aloha_jax.actions import delta_target, target_limits
+from aloha_jax.config import Config
 from aloha_jax.engines import Physics
-from aloha_jax.env import Env, EnvState, make
+from aloha_jax.env import Env, EnvState, make, make_from_config
 from aloha_jax.tasks.insertion import Insertion
 
 HOME = np.array([0, -0.96, 1.16, 0, -0.3, 0, 0.1, 0, -0.96, 1.16, 0, -0.3, 0, 0.1], np.float32)
@@ -255,6 +256,24 @@ def test_reset_from_starts_where_it_is_told() -> None:
     for wrong in (STARTS[:1], STARTS[:, :29], STARTS[0]):
         with pytest.raises(ValueError, match=r"reset_from wants qpos of shape \(3, 30\)"):
             shared.env.reset_from(wrong)
+
+
+def test_training_may_turn_and_move_objects_and_evaluation_never_does() -> None:
+    config = Config(obs="state", n_envs=32, start_yaw=30.0, start_shift=0.03, episode_length=1)
+
+    def starts(env: Env) -> np.ndarray:
+        state = jax.jit(env.reset)(jax.random.key(0))
+        if env.autoreset:  # the episodes after the first, too
+            state = jax.jit(env.step)(state, jnp.zeros((32, 14)))
+        return np.asarray(state.qpos)
+
+    training, evaluation = starts(make_from_config(config)), starts(make_from_config(config, autoreset=False))
+    for part in (scene.PEG_QPOS, scene.SOCKET_QPOS):
+        yaw = np.rad2deg(2 * np.arctan2(training[:, part][:, 6], training[:, part][:, 3]))
+        assert 15 < np.abs(yaw).max() <= 30.001
+        np.testing.assert_array_equal(evaluation[:, part][:, 3:], [[1, 0, 0, 0]] * 32)
+    assert (training[:, scene.PEG_QPOS][:, 0] < 0.1).any()
+    assert (evaluation[:, scene.PEG_QPOS][:, 0] >= 0.1).all()
 
 
 def test_autoreset() -> None:

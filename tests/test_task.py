@@ -17,8 +17,9 @@ from scipy import stats  # type: ignore[import-untyped]
 
 from aloha_jax import expert, scene
 from aloha_jax.engines import Physics, make_engine
+from aloha_jax.scene import PEG_QPOS, SOCKET_QPOS
 from aloha_jax.tasks import make_task
-from aloha_jax.tasks.insertion import MEETING_POINT, Insertion, Progress, Shaping
+from aloha_jax.tasks.insertion import MEETING_POINT, Insertion, Progress, Shaping, StartRange
 
 SEEDS = (0, 1, 2, 3)
 SEED_STARTS = np.stack([np.concatenate([START_ARM_POSE, *sample_insertion_pose(seed)]) for seed in SEEDS]).astype(np.float32)
@@ -122,6 +123,22 @@ def test_starts_are_distributed_as_gym_alohas(task: Insertion) -> None:
         assert stats.ks_2samp(column, reference).pvalue > 0.001
     correlations = np.corrcoef(ours.T) - np.eye(4)
     assert np.abs(correlations).max() < 0.08  # 3.5 standard deviations of independent samples
+
+
+def test_starts_may_exceed_gym_alohas() -> None:
+    yaw, shift = np.deg2rad(30), 0.03
+    task = make_task("insertion", scene.make_scene(physics="exact"), start_range=StartRange(yaw, shift))
+    samples = np.asarray(jax.jit(jax.vmap(task.sample_start))(jax.random.split(jax.random.key(0), 2000)), np.float64)
+    for part, (x, y) in ((PEG_QPOS, ((0.1, 0.2), (0.4, 0.6))), (SOCKET_QPOS, ((-0.2, -0.1), (0.4, 0.6)))):
+        pose = samples[:, part]
+        for column, (low, high) in zip(pose[:, :2].T, (x, y), strict=True):
+            assert stats.kstest(column, "uniform", (low - shift, high - low + 2 * shift)).pvalue > 0.001
+        np.testing.assert_allclose(pose[:, 2], 0.05, atol=1e-8)
+        np.testing.assert_array_equal(pose[:, 4:6], 0.0)  # turned about the vertical and no other axis
+        turned = 2 * np.arctan2(pose[:, 6], pose[:, 3])
+        assert stats.kstest(turned, "uniform", (-yaw, 2 * yaw)).pvalue > 0.001
+    assert abs(np.corrcoef(samples[:, PEG_QPOS][:, 6], samples[:, SOCKET_QPOS][:, 6])[0, 1]) < 0.08
+    assert abs(np.corrcoef(samples[:, PEG_QPOS][:, 6], samples[:, PEG_QPOS][:, 0])[0, 1]) < 0.08
 
 
 # --- Official reward -----------------------------------------------------------------------------------------------------------

@@ -74,6 +74,23 @@ class Shaping(NamedTuple):
         return cls(*(getattr(config, name) for name in cls._fields))
 
 
+class StartRange(NamedTuple):
+    """By how much starts exceed gym_aloha's, either way.
+
+    Attributes:
+        yaw: radians by which peg and socket are turned about the vertical; gym_aloha does not turn them.
+        shift: metres by which they lie outside its range, along x and along y.
+    """
+
+    yaw: float = 0.0
+    shift: float = 0.0
+
+    @classmethod
+    def of(cls, config: Config) -> "StartRange":
+        """What a run's configuration says."""
+        return cls(float(np.deg2rad(config.start_yaw)), config.start_shift)
+
+
 class Geometry(NamedTuple):
     """Poses in the arms' own frames; axis 1 is the arm (left: socket, right: peg). Lengths in metres.
 
@@ -105,18 +122,24 @@ class Insertion:
     name = "insertion"
     num_levels = MAX_LEVEL
 
-    def __init__(self, scene: Scene, shaping: Shaping | None = None):
-        self.scene, self.shaping = scene, shaping or Shaping()
+    def __init__(self, scene: Scene, shaping: Shaping | None = None, start_range: StartRange | None = None):
+        self.scene, self.shaping, self.start_range = scene, shaping or Shaping(), start_range or StartRange()
 
     # --- Start poses ---------------------------------------------------------------------------------------------------------
 
     def sample_start(self, key: jax.Array) -> jax.Array:
-        """One start pose float32[30], distributed as gym_aloha's: peg and socket uniform in their boxes, arms at rest."""
+        """One start pose float32[30]: peg and socket uniform in gym_aloha's boxes and `start_range`, arms at rest."""
         peg_key, socket_key = jax.random.split(key)
-        peg = jax.random.uniform(peg_key, (3,), minval=jnp.array(PEG_START_LOW), maxval=jnp.array(PEG_START_HIGH))
-        socket = jax.random.uniform(socket_key, (3,), minval=jnp.array(SOCKET_START_LOW), maxval=jnp.array(SOCKET_START_HIGH))
-        upright = jnp.array([1.0, 0.0, 0.0, 0.0])
-        return jnp.concatenate([jnp.array(START_ARM_POSE), peg, upright, socket, upright])
+        peg = self._sample_pose(peg_key, PEG_START_LOW, PEG_START_HIGH)
+        socket = self._sample_pose(socket_key, SOCKET_START_LOW, SOCKET_START_HIGH)
+        return jnp.concatenate([jnp.array(START_ARM_POSE), peg, socket])
+
+    def _sample_pose(self, key: jax.Array, low: tuple[float, ...], high: tuple[float, ...]) -> jax.Array:
+        """Position and quaternion, float32[7], of an object between two corners."""
+        margin = jnp.array([self.start_range.shift, self.start_range.shift, 0.0])
+        position = jax.random.uniform(key, (3,), minval=jnp.array(low) - margin, maxval=jnp.array(high) + margin)
+        half = 0.5 * self.start_range.yaw * jax.random.uniform(jax.random.fold_in(key, 1), minval=-1.0)
+        return jnp.concatenate([position, jnp.array([jnp.cos(half), 0.0, 0.0, jnp.sin(half)])])
 
     @staticmethod
     def start_from_seed(seed: int) -> np.ndarray:
