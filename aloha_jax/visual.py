@@ -86,10 +86,11 @@ def supersampling(quality: str, height: int, width: int, crop: Crop | None = Non
 def mesh_cell(height: int, width: int, crop: Crop | None = None) -> float:
     """Metres; mesh vertices in one grid cell of this size are merged. Arguments as above.
 
-    Mesa's software renderer pays for a triangle however small. Where a pixel of the picture is four or more of gym_aloha's frame
-    wide, 8 mm of the table, two fifths of the triangles of a finer picture can go: SSIM stays above 0.95 (docs/benchmarks.md).
+    Mesa's software renderer pays for a triangle however small. Where a pixel of the picture is more than four of gym_aloha's
+    frame wide, 8 mm of the table, two fifths of the triangles of a finer picture can go: SSIM stays above 0.95
+    (docs/benchmarks.md).
     """
-    return 0.015 if _covered(height, width, crop) >= 4 else 0.01
+    return 0.015 if _covered(height, width, crop) > 4 else 0.01
 
 
 def _covered(height: int, width: int, crop: Crop | None) -> float:

@@ -161,7 +161,13 @@ def test_about_every_second_pixel_of_the_frame_is_drawn(
 
 @pytest.mark.parametrize(
     ("size", "crop", "cell"),
-    [((64, 64), None, 0.015), ((120, 160), None, 0.015), ((48, 80), (196, 180, 168, 280), 0.01), ((240, 320), None, 0.01)],
+    [
+        ((64, 64), None, 0.015),
+        ((84, 84), None, 0.015),
+        ((120, 160), None, 0.01),
+        ((48, 80), (196, 180, 168, 280), 0.01),
+        ((240, 320), None, 0.01),
+    ],
 )
 def test_a_coarse_picture_has_coarse_meshes(size: tuple[int, int], crop: Crop | None, cell: float) -> None:
     assert visual.mesh_cell(*size, crop) == cell
