@@ -1,47 +1,93 @@
 #!/usr/bin/env bash
-# What is to be measured on a machine with an NVIDIA GPU, most telling first; each part has its own time limit.
-# Writes one log per part into the folder given, by default ./gpu_session:  bash benchmarks/gpu_session.sh [folder]
+# What is to be measured on a machine with an NVIDIA GPU, most telling first; each part has its own time limit, in seconds, and
+# a log in the folder given, by default ./gpu_session.
+#
+#   bash benchmarks/gpu_session.sh                                         # everything: hours
+#   bash benchmarks/gpu_session.sh out train_state train_pixels fidelity   # only these
+#   bash benchmarks/gpu_session.sh list                                    # their names and limits
+#   PYTHON=python3 bash benchmarks/gpu_session.sh                          # with that Python instead of uv's environment
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-gpu_session}
-mkdir -p "$out"
+[ $# -gt 0 ] && shift
 export PATH="$PWD/.uv/bin:$PATH"  # where `make` puts uv
-run="uv run --locked --extra cuda"
+python=${PYTHON:-uv run --locked --extra cuda python}
+export PYTHONUNBUFFERED=1
+failed=0
 
-part() {  # part NAME SECONDS COMMAND...
-    local name=$1 limit=$2
-    shift 2
-    echo "== $name: $*"
-    timeout "$limit" "$@" >"$out/$name.log" 2>&1
-    echo "exit $?, last lines:"
-    tail -n 12 "$out/$name.log"
+list() {  # list NAME SECONDS COMMAND...
+    printf '%s %s %s\n' "$1" "$2" "${*:3}"
 }
 
+run() {  # run NAME SECONDS COMMAND...
+    local name=$1 limit=$2 status
+    shift 2
+    [[ -z $chosen || " $chosen " == *" $name "* ]] || return
+    echo "== $name: $*"
+    timeout "$limit" "$@" >"$out/$name.log" 2>&1
+    status=$?
+    echo "exit $status, last lines:"
+    tail -n 12 "$out/$name.log"
+    [ $status -eq 0 ] || failed=1
+}
+
+parts() {
+    local part=$1  # what to do with each
+    # The recipes as they are: C MuJoCo on the machine's cores, OpenGL on its GPU, which also learns.
+    train="$python train.py --final-eval-episodes 0 --no-final-video --overwrite"
+    teacher="--teacher pretrained/insertion-scratch"
+    "$part" train_state 240 $train --preset state --log-dir "$out/state"
+    "$part" train_polish 200 $train --preset polish --init-from "$out/state/final_model" --log-dir "$out/polish"
+    "$part" judge_polish 200 $python eval.py --model-path "$out/polish/final_model" --n-episodes 200 --seed 5000000 --num-workers 8 \
+        --json "$out/polish.json"
+    "$part" train_pixels 560 $train --preset pixels $teacher --log-dir "$out/pixels"
+    "$part" train_exact 400 $train --preset pixels-polish $teacher --init-from "$out/pixels/final_model" --log-dir "$out/exact"
+    "$part" judge_exact 300 $python eval.py --model-path "$out/exact/final_model" --n-episodes 200 --seed 5000000 --num-workers 8 \
+        --json "$out/exact.json"
+    "$part" c_egl 400 $python -m benchmarks.throughput --engine c --renderer egl --size 64 --worlds 1024
+    single="--measure render pixel-policy --no-double-buffer"
+    "$part" c_egl_single 300 $python -m benchmarks.throughput --engine c --renderer egl --size 64 --worlds 1024 $single
+
+    # Everything on the GPU.
+    mjx="--engine mjx --impl warp --renderer warp"
+    throughput="$python -m benchmarks.throughput $mjx"
+    # Compiles Warp's kernels, once for this machine.
+    "$part" warmup 900 $throughput --size 64 --steps 1 --repeats 1 --worlds 64 --measure physics pixels
+    "$part" fidelity 300 $python -m benchmarks.fidelity --engines mjx-warp mjx-warp-exact --mjx-seeds 40 --pictures "$out/fidelity.png"
+    "$part" physics 300 $throughput --measure physics state --worlds 256 1024 4096 8192
+    for mode in WARP WARP_STAGED WARP_STAGED_EX NONE; do
+        "$part" "graphs_$mode" 200 env ALOHA_JAX_GRAPH_MODE=$mode $throughput --size 64 --measure state pixels --worlds 1024
+    done
+    "$part" render_64 300 $throughput --size 64 --measure render pixels --worlds 256 1024 4096
+    "$part" render_84 300 $throughput --size 84 --measure render pixels --worlds 1024 4096
+    "$part" shadows_64 300 $throughput --size 64 --quality shadows --measure render pixels --worlds 1024
+    "$part" ppo_64 500 $throughput --size 64 --measure state-policy state-ppo pixel-policy pixel-ppo --worlds 1024 4096
+    "$part" c_warp 300 $python -m benchmarks.throughput --engine c --renderer warp --size 64 --measure pixels pixel-ppo --worlds 1024
+    "$part" jax 400 $python -m benchmarks.throughput --engine mjx --impl jax --measure physics state --worlds 1024
+    gpu="$train --preset gpu --engine mjx --renderer warp"
+    "$part" train_cold 300 $gpu --total-timesteps 1000000 --log-dir "$out/run"
+    "$part" train_warm 300 $gpu --total-timesteps 1000000 --log-dir "$out/run"
+    "$part" profile 300 $gpu --total-timesteps 400000 --log-dir "$out/run" --profile "$out/profile"
+    "$part" guide 400 $train --preset guide --engine mjx --renderer warp --total-timesteps 16384 --log-dir "$out/guide"
+    # The C engine and OpenGL call back through JAX's CPU backend.
+    "$part" tests 600 env JAX_PLATFORMS=cuda,cpu $python -m pytest -m "not slow" tests/test_mjx.py tests/test_ray_tracing.py -q
+}
+
+if [ "$out" = list ]; then
+    out=gpu_session
+    parts list
+    exit
+fi
+chosen=$*
+for name in $chosen; do
+    if ! parts list | grep -q "^$name "; then
+        echo "error: there is no part $name; bash benchmarks/gpu_session.sh list names them" >&2
+        exit 2
+    fi
+done
+mkdir -p "$out" || exit 1
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv >"$out/machine.txt" 2>&1
 lscpu >>"$out/machine.txt"
-$run python -c "import jax, mujoco, warp; print(jax.__version__, mujoco.__version__, warp.__version__, jax.devices())" >>"$out/machine.txt" 2>&1
-
-mjx="--engine mjx --impl warp --renderer warp"
-warmup="benchmarks.throughput $mjx --size 64 --steps 1 --repeats 1 --worlds 64 --measure physics pixels"
-part warmup 900 $run -m $warmup  # compiles Warp's kernels, once for this machine
-part fidelity 300 $run -m benchmarks.fidelity --engines mjx-warp mjx-warp-exact --mjx-seeds 40 --pictures "$out/fidelity.png"
-part physics 300 $run -m benchmarks.throughput $mjx --measure physics state --worlds 256 1024 4096 8192
-for mode in WARP WARP_STAGED WARP_STAGED_EX NONE; do
-    part "graphs_$mode" 200 env ALOHA_JAX_GRAPH_MODE=$mode $run -m benchmarks.throughput $mjx --size 64 --measure state pixels --worlds 1024
-done
-part render_64 300 $run -m benchmarks.throughput $mjx --size 64 --measure render pixels --worlds 256 1024 4096
-part render_84 300 $run -m benchmarks.throughput $mjx --size 84 --measure render pixels --worlds 1024 4096
-part shadows_64 300 $run -m benchmarks.throughput $mjx --size 64 --quality shadows --measure render pixels --worlds 1024
-part ppo_64 500 $run -m benchmarks.throughput $mjx --size 64 --measure state-policy state-ppo pixel-policy pixel-ppo --worlds 1024 4096
-part c_egl 400 $run -m benchmarks.throughput --engine c --renderer egl --size 64 --worlds 1024
-part c_egl_single 300 $run -m benchmarks.throughput --engine c --renderer egl --size 64 --worlds 1024 --measure render pixel-policy --no-double-buffer
-part c_warp 300 $run -m benchmarks.throughput --engine c --renderer warp --size 64 --measure pixels pixel-ppo --worlds 1024
-part jax 400 $run -m benchmarks.throughput --engine mjx --impl jax --measure physics state --worlds 1024
-train="train.py --preset gpu --engine mjx --renderer warp --final-eval-episodes 0 --overwrite"
-part train_cold 300 $run $train --total-timesteps 1000000 --log-dir "$out/run"
-part train_warm 300 $run $train --total-timesteps 1000000 --log-dir "$out/run"
-part profile 300 $run $train --total-timesteps 400000 --log-dir "$out/run" --profile "$out/profile"
-part guide 400 $run train.py --preset guide --engine mjx --renderer warp --total-timesteps 16384 --final-eval-episodes 0 \
-    --overwrite --log-dir "$out/guide"
-# The C engine and OpenGL call back through JAX's CPU backend.
-part tests 600 env JAX_PLATFORMS=cuda,cpu $run pytest -m "not slow" tests/test_mjx.py tests/test_ray_tracing.py -q
+$python -c "import jax, mujoco; print(jax.__version__, mujoco.__version__, jax.devices())" >>"$out/machine.txt" 2>&1
+parts run
+exit $failed
