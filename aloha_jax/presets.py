@@ -4,6 +4,8 @@ import dataclasses
 
 from aloha_jax.config import NATURE_CNN, Config
 
+TEACHER = "pretrained/insertion-scratch"  # in the repository
+
 _STATE = Config(
     preset="state",
     obs="state",
@@ -129,28 +131,13 @@ PRESETS: dict[str, Config] = {
         target_kl=0.01,
         advantage_bins=8,
     ),
-    "cpu": Config(
+    # The first minutes of `pixels`, with its teacher at hand: what a newcomer sees first.
+    "cpu": dataclasses.replace(
+        _PIXELS,
         preset="cpu",
-        network="mirrored",
-        privileged_critic=True,
-        conv=((16, 8, 4), (32, 4, 2)),
-        features_dim=128,
-        hidden_sizes=(256, 128),
-        activation="elu",
-        log_std_init=-0.7,
-        n_envs=64,
-        n_steps=32,
-        batch_size=512,
-        n_epochs=4,
-        learning_rate=6e-4,
-        lr_schedule="adaptive",
-        target_kl=0.02,
-        max_grad_norm=1.0,
-        # Short episodes keep the data near the objects, a short horizon its advantages clear: hands learn to reach and grasp in
-        # minutes (docs/experiments.md). The whole task needs longer ones.
-        episode_length=60,
-        gamma=0.97,
-        total_timesteps=220_000,
+        teacher=TEACHER,
+        average_decay=0.98,
+        total_timesteps=200_000,
         checkpoint_freq=50_000,
         eval_freq=25_000,
         eval_episodes=32,

@@ -100,8 +100,6 @@ ABLATIONS: dict[str, Ablation] = {
     "pixels-ppo-explore-own-critic": Ablation(
         "pixels", "the same, its critic sees pixels", (*PURE_PPO, *EXPLORE, "--no-privileged-critic")
     ),
-    "cpu": Ablation("cpu", "`--preset cpu`: PPO from pixels and joints, short episodes"),
-    "cpu-own-critic": Ablation("cpu", "its critic sees what the policy sees", ("--no-privileged-critic",)),
 }
 
 
