@@ -21,7 +21,7 @@ class Condition:
         friction: factor on all friction coefficients.
         mass: factor on mass and inertia of peg and socket.
         delay: control steps by which actions arrive late.
-        camera_shift: the top camera is moved by this along x and y, metres.
+        camera_shift: the top camera is moved by this along x and y, metres, and looks straight down as before.
         brightness: factor on the pictures.
     """
 
@@ -41,7 +41,13 @@ class Condition:
             body = model.name2id(name, "body")
             model.body_mass[body] *= self.mass
             model.body_inertia[body] *= self.mass
-        model.cam_pos[model.name2id(CAMERA, "camera")][:2] += self.camera_shift
+        if any(self.camera_shift):
+            camera = model.name2id(CAMERA, "camera")
+            # gym_aloha's camera turns towards the table, from straight above: moved a little, its picture would roll by a right
+            # angle and more.
+            model.cam_mode[camera] = mujoco.mjtCamLight.mjCAMLIGHT_FIXED
+            mujoco.mju_mat2Quat(model.cam_quat[camera], model.cam_mat0[camera])
+            model.cam_pos[camera][:2] += self.camera_shift
         mujoco.mj_setConst(model.ptr, physics.data.ptr)  # what the compiler derives from masses
 
     def start(self, qpos: np.ndarray, seed: int) -> np.ndarray:

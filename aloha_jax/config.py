@@ -19,6 +19,7 @@ WORK_AREA = (196, 180, 168, 280)
 
 MIN_BIN = 8  # samples that --advantage-bins leaves for each
 MAX_START_SHIFT = 0.04  # metres; peg and socket, 12 cm long, then start at least 12 cm apart
+MAX_CAMERA_SHIFT = 0.2  # metres; the camera hangs 0.8 m above the table
 MAX_LAG = 300  # control steps that --history may look back; gym_aloha's episodes have as many
 
 
@@ -69,6 +70,8 @@ class Config:
     """In training each picture is moved by up to so many pixels along either axis."""
     color_jitter: float = 0.0
     """In training brightness and contrast of each picture are changed by factors in 1 +- this."""
+    camera_shift: float = 0.0
+    """Metres, along x and y, by which the camera may be off its place, each training episode anew; in gym_aloha it never is."""
     action: Literal["delta", "absolute"] = "delta"
     """Changes of the joint targets, or gym_aloha's absolute joint targets."""
     action_clip: float | None = 3.0
@@ -318,8 +321,11 @@ class Config:
             _require(inside, "crop", "(top left height width) must lie inside the 480x640 frame", self.crop)
         _require(0 <= self.random_shift <= 100, "random_shift", "must lie in 0..100", self.random_shift)
         _require(0 <= self.color_jitter < 1, "color_jitter", "must lie in 0..1, below 1", self.color_jitter)
-        changed = self.random_shift or self.color_jitter
-        _require(not changed or self.has_pixels, "obs", "must have pixels with --random-shift or --color-jitter", self.obs)
+        off = f"must lie in 0..{MAX_CAMERA_SHIFT} m"
+        _require(0 <= self.camera_shift <= MAX_CAMERA_SHIFT, "camera_shift", off, self.camera_shift)
+        changed = self.random_shift or self.color_jitter or self.camera_shift
+        flags = "--random-shift, --color-jitter or --camera-shift"
+        _require(not changed or self.has_pixels, "obs", f"must have pixels with {flags}", self.obs)
         if self.has_pixels:
             height, width = self.image_height, self.image_width
             for features, kernel, stride in self.conv:

@@ -66,6 +66,7 @@ class Env:
         history: tuple[int, ...] = (),
         shaping: Shaping | None = None,
         start_range: StartRange | None = None,
+        camera_shift: float = 0.0,
     ):
         self.engine, self.renderer, self.num_envs = engine, renderer, num_envs
         self.task = make_task(task_name, engine.scene, shaping, start_range)
@@ -74,6 +75,7 @@ class Env:
         self._views = Views(self.task, obs, renderer, observe_target, history)
         self.observe_target, self.lags = observe_target, self._views.lags
         self.target_low, self.target_high = target_limits(engine)
+        self.camera_shift = camera_shift if obs != "state" else 0.0
         self.start_share, self.records = start_share, start_states == "archive"
         self.initial_archive = starts.initial_archive(start_states, engine, self.task, seed)
 
@@ -169,7 +171,8 @@ class Env:
         target = self.task.agent_pos(physics)
         privileged = self._privileged(physics, target, progress)
         memory = history.start(history.known(self.obs, self.task.agent_pos(physics), target), self.lags)
-        now = Moment(physics, target, privileged, memory)
+        camera = starts.camera(self.camera_shift, keys)
+        now = Moment(physics, target, privileged, memory, camera)
         obs = self._views.now(now)
         return EnvState(
             physics=physics,
@@ -193,13 +196,14 @@ class Env:
             next_task_start=jnp.ones(num_worlds, bool),
             history=memory,
             archive=self.initial_archive,
+            camera=camera,
         )
 
     def _reset_ended(self, state: EnvState) -> tuple[EnvState, Moment, Moment]:
         """Start new episodes where one has ended: the worlds, and what there is to observe of them now and before."""
         final = state.physics
         final_privileged = self._privileged(final, state.target, state.progress)
-        before = Moment(final, state.target, final_privileged, state.history)
+        before = Moment(final, state.target, final_privileged, state.history, state.camera)
         if not self.autoreset:
             after = state._replace(privileged=final_privileged, final_privileged=final_privileged, final_qpos=final.qpos)
             return after, before, before
@@ -210,9 +214,10 @@ class Env:
         physics = self.engine.reset_where(done, final, start.qpos, start.qvel)
         start_target = jnp.where(start.of_task[:, None], self.task.agent_pos(physics), start.target)
         memory = history.start(history.known(self.obs, self.task.agent_pos(physics), start_target), self.lags)
-        fresh = (start_target, self.task.start_progress(physics), jnp.zeros_like(state.clock), start.of_task, memory)
-        old = (state.target, state.progress, state.clock, state.next_task_start, state.history)
-        target, progress, clock, next_task_start, memory = _choose(done, fresh, old)
+        camera = starts.camera(self.camera_shift, start_keys)
+        fresh = (start_target, self.task.start_progress(physics), jnp.zeros_like(state.clock), start.of_task, memory, camera)
+        old = (state.target, state.progress, state.clock, state.next_task_start, state.history, state.camera)
+        target, progress, clock, next_task_start, memory, camera = _choose(done, fresh, old)
         privileged = self._privileged(physics, target, progress)
         after = state._replace(
             physics=physics,
@@ -225,8 +230,9 @@ class Env:
             final_qpos=final.qpos,
             next_task_start=next_task_start,
             history=memory,
+            camera=camera,
         )
-        return after, Moment(physics, target, privileged, memory), before
+        return after, Moment(physics, target, privileged, memory, camera), before
 
     def _reward(
         self, state: EnvState, physics: Physics, level: jax.Array, lost: jax.Array, action: jax.Array
@@ -274,6 +280,7 @@ def make(
     history: tuple[int, ...] = (),
     shaping: Shaping | None = None,
     start_range: StartRange | None = None,
+    camera_shift: float = 0.0,
 ) -> Env:
     """Build a batched environment.
 
@@ -302,6 +309,7 @@ def make(
             positions (`pixels_agent_pos`) or the control targets (`pixels`).
         shaping: what the dense reward asks beyond an insertion.
         start_range: by how much the task's starts exceed gym_aloha's.
+        camera_shift: metres, along x and y, by which the camera may be off its place, each episode anew.
 
     Raises:
         ValueError: an argument is not one of its choices.
@@ -343,6 +351,7 @@ def make(
         history=history,
         shaping=shaping,
         start_range=start_range,
+        camera_shift=camera_shift,
     )
 
 
@@ -371,4 +380,5 @@ def make_from_config(
         history=config.history,
         shaping=Shaping.of(config),
         start_range=StartRange.of(config) if autoreset else None,
+        camera_shift=config.camera_shift if autoreset else 0.0,
     )

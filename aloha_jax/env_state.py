@@ -56,6 +56,7 @@ class EnvState(NamedTuple):
         history: float32[N, max lag + 1, 14], joint positions (with `pixels`: targets) of the last steps; None if nobody
             looks back.
         archive: states that episodes may start from; None if they always start as the task does.
+        camera: float32[N, 2], how far the camera is off its place along x and y, metres; None if it never is.
     """
 
     physics: Physics
@@ -79,6 +80,7 @@ class EnvState(NamedTuple):
     next_task_start: jax.Array
     history: jax.Array | None
     archive: Archive | None
+    camera: jax.Array | None
 
     @property
     def qpos(self) -> jax.Array:
@@ -107,3 +109,4 @@ class Moment(NamedTuple):
     target: jax.Array
     privileged: jax.Array
     history: jax.Array | None
+    camera: jax.Array | None

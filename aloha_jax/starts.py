@@ -37,6 +37,14 @@ def sample(task: Insertion, start_share: float, archive: Archive | None, key: ja
     return Start(qpos, qvel, target, of_task)
 
 
+def camera(most: float, keys: jax.Array) -> jax.Array | None:
+    """How far the cameras of N worlds are off their place in the coming episode, float32[N, 2] metres; None if `most` is 0."""
+    if most == 0.0:
+        return None
+    # A fourth key beside the three that `sample` makes of the same one.
+    return jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 3), (2,), minval=-most, maxval=most))(keys)
+
+
 def record_some(task: Insertion, state: EnvState) -> EnvState:
     """Put some of the worlds into their archive."""
     assert state.archive is not None

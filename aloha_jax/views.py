@@ -37,13 +37,13 @@ class Views:
         if self._obs == "state":
             return now.privileged, final.privileged
         assert self._renderer is not None
-        pixels, final_pixels = render_now_and_ended(self._renderer, now.physics.qpos, final.physics.qpos, ended)
+        pixels, final_pixels = render_now_and_ended(self._renderer, _poses(now), _poses(final), ended)
         return _with_pixels(pixels, self._vectors(now)), _with_pixels(final_pixels, self._vectors(final))
 
     def ask(self, now: Moment, final: Moment, ended: jax.Array) -> tuple[Observation, Observation, jax.Array]:
         """The observations but for their pixels, which are being drawn, and a ticket int32[] for those."""
         assert self._ahead is not None
-        ticket = self._ahead.ask(now.physics.qpos, final.physics.qpos, ended)
+        ticket = self._ahead.ask(_poses(now), _poses(final), ended)
         return self._vectors(now), self._vectors(final), ticket
 
     def receive(
@@ -78,6 +78,12 @@ def vectors_beside_pixels(
     if memory is not None:
         seen["history"] = history.recall(memory, lags)
     return seen
+
+
+def _poses(moment: Moment) -> jax.Array:
+    """What a renderer wants."""
+    qpos = moment.physics.qpos
+    return qpos if moment.camera is None else jnp.concatenate([qpos, moment.camera], axis=1)
 
 
 def _with_pixels(pixels: jax.Array, vectors: Observation) -> Observation:

@@ -87,7 +87,16 @@ def test_what_is_learnt_from_is_what_was_seen_and_the_worlds_stay_as_they_are(en
     np.testing.assert_allclose(value, collected.transitions.value[0], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("flags", [("--random-shift", "-1"), ("--color-jitter", "1"), ("--obs", "state", "--random-shift", "2")])
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ("--random-shift", "-1"),
+        ("--color-jitter", "1"),
+        ("--obs", "state", "--random-shift", "2"),
+        ("--camera-shift", "0.3"),
+        ("--obs", "state", "--camera-shift", "0.01"),
+    ],
+)
 def test_what_makes_no_sense_is_refused(flags: tuple[str, ...]) -> None:
-    with pytest.raises(ConfigError, match=r"--(random-shift|color-jitter|obs) must"):
+    with pytest.raises(ConfigError, match=r"--(random-shift|color-jitter|camera-shift|obs) must"):
         cli.parse_config(["--preset", "smoke", *flags])

@@ -4,6 +4,7 @@ Most of it is seen through a scripted engine, whose physics are looked up in a t
 """
 
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -274,6 +275,31 @@ def test_training_may_turn_and_move_objects_and_evaluation_never_does() -> None:
         np.testing.assert_array_equal(evaluation[:, part][:, 3:], [[1, 0, 0, 0]] * 32)
     assert (training[:, scene.PEG_QPOS][:, 0] < 0.1).any()
     assert (evaluation[:, scene.PEG_QPOS][:, 0] >= 0.1).all()
+
+
+def test_training_may_move_the_camera_each_episode_and_evaluation_never_does() -> None:
+    size = {"image_height": 24, "image_width": 40, "conv": ((8, 8, 8),), "n_envs": 8, "batch_size": 8}
+    config = Config(**size, obs="pixels", camera_shift=0.03, episode_length=2)  # type: ignore[arg-type]
+    env, still = make_from_config(config), make_from_config(config, autoreset=False)
+    with env.renderer, still.renderer:  # type: ignore[union-attr]
+        step = jax.jit(env.step)
+        states = [jax.jit(env.reset)(jax.random.key(0))]
+        for _ in range(4):
+            states.append(step(states[-1], jnp.zeros((8, 14))))
+        cameras = np.array([state.camera for state in states])
+        assert 0.02 < np.abs(cameras).max() <= 0.03
+        np.testing.assert_array_equal(cameras[0], cameras[1])
+        np.testing.assert_array_equal(cameras[2], cameras[3])
+        assert len(np.unique(cameras[[0, 2, 4]].reshape(-1, 2), axis=0)) == 24
+        for before, state in itertools.pairwise(states):
+            poses = np.concatenate([state.qpos, state.camera], axis=1)
+            np.testing.assert_array_equal(state.obs, env.renderer.render(poses))  # type: ignore[union-attr]
+            # What an ended episode showed last, it showed through its own camera.
+            poses = np.concatenate([state.final_qpos, before.camera], axis=1)
+            np.testing.assert_array_equal(state.final_obs, env.renderer.render(poses))  # type: ignore[union-attr]
+        state = jax.jit(still.reset)(jax.random.key(0))
+        assert state.camera is None
+        np.testing.assert_array_equal(state.obs, env.renderer.render(np.asarray(state.qpos)))  # type: ignore[union-attr]
 
 
 def test_autoreset() -> None:

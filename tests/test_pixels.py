@@ -15,12 +15,14 @@ import pytest
 from skimage.metrics import structural_similarity
 
 from aloha_jax import scene, visual
+from aloha_jax.conditions import Condition
 from aloha_jax.decimation import cluster_vertices
 from aloha_jax.pixels import RendererUnavailable, egl, frame_to_observation, make_renderer
 from aloha_jax.pixels.egl import WORKER, EglRenderer, gl_renderer_string, software_warning
 from aloha_jax.visual import Crop
 
 TABLE: Crop = (150, 140, 170, 360)
+CAMERA_SHIFT = (0.02, -0.01)
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +48,19 @@ def gym_aloha_frames() -> tuple[np.ndarray, np.ndarray]:
     keep(physics.render(height=480, width=640, camera_id="top"))
     env.close()
     return np.array(poses), np.array(frames)
+
+
+@pytest.fixture
+def frame_of_moved_camera() -> tuple[np.ndarray, np.ndarray]:
+    """gym_aloha's start float64[1, 32] and frame uint8[1, 480, 640, 3] with the camera 2 cm along x and -1 cm along y."""
+    env = gymnasium.make("gym_aloha/AlohaInsertion-v0", obs_type="pixels", disable_env_checker=True)
+    env.reset(seed=0)
+    physics = env.unwrapped._env.physics  # type: ignore[attr-defined]
+    Condition(camera_shift=CAMERA_SHIFT).change_model(physics)
+    physics.forward()
+    pose, frame = physics.data.qpos.copy(), physics.render(height=480, width=640, camera_id="top")
+    env.close()
+    return np.array([[*pose, *CAMERA_SHIFT]]), frame[None]
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +107,16 @@ def test_exact_quality_is_gym_alohas_frame(gym_aloha_frames: tuple[np.ndarray, n
     with make_renderer("egl", "insertion", 480, 640, num_workers=1, quality="exact") as renderer:
         pictures = renderer.render(poses[2:])
     np.testing.assert_array_equal(pictures, frames[2:])
+
+
+def test_each_picture_may_have_the_camera_elsewhere(frame_of_moved_camera: tuple[np.ndarray, np.ndarray]) -> None:
+    moved, frame = frame_of_moved_camera
+    in_place = np.pad(moved[:, :-2], ((0, 0), (0, 2)))
+    with make_renderer("egl", "insertion", 480, 640, num_workers=1, quality="exact") as renderer:
+        pictures = renderer.render(np.concatenate([moved, in_place, moved]))
+        np.testing.assert_array_equal(pictures[[0, 2]], [frame[0]] * 2)
+        np.testing.assert_array_equal(pictures[1:2], renderer.render(moved[:, :-2]))
+    assert (pictures[0] != pictures[1]).any()
 
 
 @pytest.mark.parametrize("crop", [(0, 0, 480, 640), TABLE, (300, 0, 101, 77), (0, 500, 200, 140)])

@@ -75,6 +75,18 @@ def test_a_world_looks_the_same_in_any_batch(renderer: WarpRenderer, poses: np.n
     np.testing.assert_array_equal(traced.reshape(4, 12, 20, 3), pictures)
 
 
+def test_each_picture_may_have_the_camera_elsewhere(poses: np.ndarray) -> None:
+    moved = np.concatenate([poses[:1], poses[:1]])
+    moved = np.concatenate([moved, [[0.0, 0.0], [0.03, -0.02]]], axis=1).astype(np.float32)
+    with make_renderer("egl", "insertion", 84, 84, quality="shadows") as renderer:
+        expected = renderer.render(moved)
+    with make_renderer("warp", "insertion", 84, 84, quality="shadows") as renderer:
+        pictures = renderer.render(moved)
+    alike = [[structural_similarity(a, b, channel_axis=2) for b in expected] for a in pictures]
+    assert min(alike[0][0], alike[1][1]) >= 0.96
+    assert max(alike[0][1], alike[1][0]) < 0.9
+
+
 def test_joint_positions_of_another_model_are_refused(renderer: WarpRenderer) -> None:
     with pytest.raises(ValueError, match=r"float\[N, 30\]"):
         renderer.render(np.zeros((2, 29)))

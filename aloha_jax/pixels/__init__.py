@@ -1,5 +1,7 @@
 """Poses to pictures: uint8[N, H, W, 3] of the `top` camera.
 
+A pose is nq joint positions, and perhaps two numbers more: how far the camera is off its place along x and y, metres.
+
 What a policy sees is defined once, for every renderer and for gym_aloha's own frames:
 `observation = resize(crop(480x640 frame), (H, W))` with an area filter. Renderers draw the crop directly at H x W.
 """
@@ -31,8 +33,8 @@ class Renderer(Protocol):
     height: int
     width: int
 
-    def render(self, qpos: np.ndarray) -> np.ndarray:
-        """Pictures uint8[N, H, W, 3] of the joint positions float[N, nq]; N may differ from call to call."""
+    def render(self, poses: np.ndarray) -> np.ndarray:
+        """Pictures uint8[N, H, W, 3] of poses float[N, nq] or [N, nq + 2]; N may differ from call to call."""
         ...
 
     def close(self) -> None:
@@ -48,8 +50,8 @@ class Renderer(Protocol):
 class DeviceRenderer(Renderer, Protocol):
     """Draws where JAX computes."""
 
-    def trace(self, qpos: "jax.Array") -> "jax.Array":
-        """Pictures uint8[N, H, W, 3] of joint positions float32[N, nq], under `jit`."""
+    def trace(self, poses: "jax.Array") -> "jax.Array":
+        """Pictures uint8[N, H, W, 3] of poses float32[N, nq] or [N, nq + 2], under `jit`."""
         ...
 
 
@@ -92,6 +94,16 @@ def make_renderer(
     from aloha_jax.pixels.warp import WarpRenderer
 
     return WarpRenderer(make_visual_model(task, quality, height, width, crop, ray_traced=True), QUALITIES[quality])
+
+
+def check_poses(shape: tuple[int, ...], nq: int) -> None:
+    """Refuse what is not a batch of poses.
+
+    Raises:
+        ValueError: `shape` is neither (N, nq) nor (N, nq + 2).
+    """
+    if len(shape) != 2 or shape[1] not in (nq, nq + 2):
+        raise ValueError(f"poses are float[N, {nq}], or float[N, {nq + 2}] with the camera's, not float{list(shape)}")
 
 
 def frame_to_observation(frame: np.ndarray, height: int, width: int, crop: Crop | None = None) -> np.ndarray:

@@ -30,9 +30,9 @@ class Ahead:
         self._tickets = itertools.count()
         self._lock = threading.Lock()
 
-    def ask(self, qpos: jax.Array, final_qpos: jax.Array, ended: jax.Array) -> jax.Array:
+    def ask(self, poses: jax.Array, final_poses: jax.Array, ended: jax.Array) -> jax.Array:
         """Begin to draw what `render_now_and_ended` would; a ticket int32[] for it. Under `jit`."""
-        return io_callback(self._ask, jax.ShapeDtypeStruct((), jnp.int32), qpos, final_qpos, ended)
+        return io_callback(self._ask, jax.ShapeDtypeStruct((), jnp.int32), poses, final_poses, ended)
 
     def receive(self, ticket: jax.Array, num_worlds: int, after: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Wait for a ticket's pictures, uint8[N, H, W, 3] twice; under `jit`, and not before the array `after` is there.

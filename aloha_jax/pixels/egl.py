@@ -23,7 +23,7 @@ from typing import Self, cast
 import mujoco
 import numpy as np
 
-from aloha_jax.pixels import RendererUnavailable
+from aloha_jax.pixels import RendererUnavailable, check_poses
 from aloha_jax.scene import CAMERA
 from aloha_jax.startup import usable_cores
 
@@ -72,34 +72,34 @@ class EglRenderer:
             self.close()
             raise
 
-    def render(self, qpos: np.ndarray) -> np.ndarray:
-        """Pictures uint8[N, H, W, 3] of joint positions float[N, nq].
+    def render(self, poses: np.ndarray) -> np.ndarray:
+        """Pictures uint8[N, H, W, 3] of poses float[N, nq] or [N, nq + 2].
 
         Raises:
             RuntimeError: the renderer is closed.
             RendererUnavailable: `MAX_DEATHS` workers died over it; the renderer is closed.
         """
-        qpos = np.ascontiguousarray(qpos, np.float64)
-        if qpos.ndim != 2 or qpos.shape[1] != self._nq:
-            raise ValueError(f"joint positions are float[N, {self._nq}], not float{list(qpos.shape)}")
+        check_poses(np.shape(poses), self._nq)
+        whole = np.zeros((len(poses), self._nq + 2))
+        whole[:, : poses.shape[1]] = poses
         with self._lock:
             self._require_open()
-            pictures = np.empty((len(qpos), self.height, self.width, 3), np.uint8)
+            pictures = np.empty((len(whole), self.height, self.width, 3), np.uint8)
             self._deaths = 0
             try:
-                self._draw(qpos, pictures)
+                self._draw(whole, pictures)
             except BaseException:  # with answers under way, the next call would read the wrong pictures
                 self.close()
                 raise
             return pictures
 
-    def _draw(self, qpos: np.ndarray, pictures: np.ndarray) -> None:
+    def _draw(self, poses: np.ndarray, pictures: np.ndarray) -> None:
         """Hands out batches to whichever worker is idle."""
-        size = max(1, -(-len(qpos) // (BATCHES_PER_WORKER * len(self._workers))))
-        batches = iter([slice(start, start + size) for start in range(0, len(qpos), size)])
+        size = max(1, -(-len(poses) // (BATCHES_PER_WORKER * len(self._workers))))
+        batches = iter([slice(start, start + size) for start in range(0, len(poses), size)])
         busy: dict[_Worker, slice] = {}
         for worker, batch in zip(self._workers, itertools.islice(batches, len(self._workers)), strict=False):
-            worker.request(qpos[batch])
+            worker.request(poses[batch])
             busy[worker] = batch
         while busy:
             for worker in _answering(busy):
@@ -109,7 +109,7 @@ class EglRenderer:
                 else:
                     worker = self._successor(worker)
                 if todo is not None:
-                    worker.request(qpos[todo])
+                    worker.request(poses[todo])
                     busy[worker] = todo
 
     def _new_worker(self, place: int) -> "_Worker":
@@ -189,9 +189,9 @@ class _Worker:
                 "or install libosmesa6 and set MUJOCO_GL=osmesa"
             ) from error
 
-    def request(self, qpos: np.ndarray) -> None:
+    def request(self, poses: np.ndarray) -> None:
         with contextlib.suppress(OSError):  # it died: `receive` says so
-            self.connection.send_bytes(qpos.data.cast("B"))
+            self.connection.send_bytes(poses.data.cast("B"))
 
     def receive(self, pictures: np.ndarray) -> bool:
         """Wait for the pictures that were requested; False if the process died over them."""

@@ -1,6 +1,6 @@
 """One drawing process of `EglRenderer`: run as a script, so that it imports NumPy, Pillow and MuJoCo but never JAX.
 
-It holds one OpenGL context, reads batches of joint positions from a socket and answers each with the pictures, until the socket
+It holds one OpenGL context, reads batches of poses from a socket and answers each with the pictures, until the socket
 closes: with its parent, however that ended. What goes wrong here is written to stderr, which the parent reads.
 """
 
@@ -38,22 +38,23 @@ class Artist:
         self._viewport = mujoco.MjrRect(0, 0, width, height)
         self._pixels = np.empty((height, width, 3), np.uint8)
 
-    def draw(self, qpos: np.ndarray) -> np.ndarray:
-        """Pictures uint8[n, H, W, 3] of joint positions float64[n, nq]."""
-        pictures = np.empty((len(qpos), *self._shape), np.uint8)
-        for picture, pose in zip(pictures, qpos, strict=True):
-            self._data.qpos[:] = pose
-            self._draw_current()
+    def draw(self, poses: np.ndarray) -> np.ndarray:
+        """Pictures uint8[n, H, W, 3] of poses float64[n, nq + 2]: joint positions, then the camera's way along x and y."""
+        pictures = np.empty((len(poses), *self._shape), np.uint8)
+        for picture, pose in zip(pictures, poses, strict=True):
+            self._data.qpos[:] = pose[:-2]
+            self._draw_current(camera=pose[-2:])
             picture[:] = self._averaged()[::-1]  # OpenGL's first row is the lowest
         return pictures
 
     def _averaged(self) -> np.ndarray:
         return self._pixels if self._supersampling == 1 else np.asarray(Image.fromarray(self._pixels).reduce(self._supersampling))
 
-    def _draw_current(self) -> None:
+    def _draw_current(self, camera: np.ndarray) -> None:
         model, data = self._model, self._data
         mujoco.mj_kinematics(model, data)
         mujoco.mj_camlight(model, data)
+        data.cam_xpos[self._camera.fixedcamid, :2] += camera
         everything = mujoco.mjtCatBit.mjCAT_ALL
         mujoco.mjv_updateScene(model, data, self._options, None, self._camera, everything, self._scene)
         mujoco.mjr_render(self._viewport, self._scene, self._context)
@@ -77,8 +78,8 @@ def main(connection: Connection) -> None:
     artist = Artist(model, camera, supersampling)
     connection.send(GL.glGetString(GL.GL_RENDERER).decode())
     while True:
-        qpos = np.frombuffer(connection.recv_bytes()).reshape(-1, model.nq)
-        connection.send_bytes(artist.draw(qpos).data.cast("B"))
+        poses = np.frombuffer(connection.recv_bytes()).reshape(-1, model.nq + 2)
+        connection.send_bytes(artist.draw(poses).data.cast("B"))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import warp
 from mujoco import mjx
 
 from aloha_jax.engines.mjx import chosen_graph_mode
-from aloha_jax.pixels import RendererUnavailable
+from aloha_jax.pixels import RendererUnavailable, check_poses
 from aloha_jax.scene import CAMERA
 from aloha_jax.visual import Quality
 
@@ -52,28 +52,33 @@ class WarpRenderer:
         self._contexts: dict[int, Any] = {}  # by number of worlds, which Warp's buffers have built in
         self._trace_batch = jax.jit(self.trace)
 
-    def trace(self, qpos: jax.Array) -> jax.Array:
-        """Pictures uint8[N, H, W, 3] of joint positions float32[N, nq]; works under `jit`, where N decides the buffers' size."""
-        num_worlds = qpos.shape[0]
+    def trace(self, poses: jax.Array) -> jax.Array:
+        """Pictures uint8[N, H, W, 3] of poses float32[N, nq] or [N, nq + 2]; under `jit`, where N decides the buffers' size."""
+        num_worlds = poses.shape[0]
         context = self._context(num_worlds)
-        data = jax.vmap(lambda pose: self._blank.replace(qpos=pose))(qpos)
+        data = jax.vmap(self._posed)(poses)
         data = jax.vmap(mjx.kinematics, in_axes=(None, 0))(self._model, data)
         data = jax.vmap(mjx.refit_bvh, in_axes=(None, 0, None))(self._model, data, context)
         packed, _, _ = jax.vmap(mjx.render, in_axes=(None, 0, None))(self._model, data, context)
         packed = packed.reshape(num_worlds, self.height, self.width)  # 0xAARRGGBB
         return jnp.stack([(packed >> shift) & 0xFF for shift in (16, 8, 0)], axis=-1).astype(jnp.uint8)
 
-    def render(self, qpos: np.ndarray) -> np.ndarray:
-        """Pictures uint8[N, H, W, 3] of joint positions float[N, nq]."""
-        qpos = np.asarray(qpos, np.float32)
-        if qpos.ndim != 2 or qpos.shape[1] != self._host_model.nq:
-            raise ValueError(f"joint positions are float[N, {self._host_model.nq}], not float{list(qpos.shape)}")
-        pictures = np.empty((len(qpos), self.height, self.width, 3), np.uint8)
-        for start in range(0, len(qpos), BATCH):
-            poses = qpos[start : start + BATCH]
+    def _posed(self, pose: jax.Array) -> mjx.Data:
+        nq, blank = self._host_model.nq, self._blank
+        if len(pose) == nq:
+            return blank.replace(qpos=pose)
+        return blank.replace(qpos=pose[:nq], cam_xpos=blank.cam_xpos.at[:, :2].add(pose[nq:]))  # of all cameras one is drawn
+
+    def render(self, poses: np.ndarray) -> np.ndarray:
+        """Pictures uint8[N, H, W, 3] of poses float[N, nq] or [N, nq + 2]."""
+        poses = np.asarray(poses, np.float32)
+        check_poses(poses.shape, self._host_model.nq)
+        pictures = np.empty((len(poses), self.height, self.width, 3), np.uint8)
+        for start in range(0, len(poses), BATCH):
+            some = poses[start : start + BATCH]
             # Powers of two: each size of batch costs a compilation.
-            padded = np.resize(poses, (min(BATCH, 1 << (len(poses) - 1).bit_length()), qpos.shape[1]))
-            pictures[start : start + len(poses)] = np.asarray(self._trace_batch(padded))[: len(poses)]
+            padded = np.resize(some, (min(BATCH, 1 << (len(some) - 1).bit_length()), poses.shape[1]))
+            pictures[start : start + len(some)] = np.asarray(self._trace_batch(padded))[: len(some)]
         return pictures
 
     def close(self) -> None:
