@@ -2,10 +2,11 @@
 
 import dataclasses
 import json
-import types
 import typing
 from pathlib import Path
 from typing import Any, Literal
+
+from aloha_jax.typed_json import typed
 
 FORMAT_VERSION = 1  # of config.json and of checkpoints
 
@@ -358,7 +359,11 @@ class Config:
         unknown = sorted(set(values) - set(hints))
         if unknown:
             raise ConfigError(f"{source} has unknown settings: {', '.join(unknown)}")
-        return cls(**{name: _typed(value, hints[name], f"{source}: {name}") for name, value in values.items()}).validate()
+        try:
+            settings = {name: typed(value, hints[name], f"{source}: {name}") for name, value in values.items()}
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        return cls(**settings).validate()
 
     @classmethod
     def load(cls, path: Path) -> "Config":
@@ -377,24 +382,3 @@ class Config:
 def _require(condition: bool, name: str, rule: str, value: Any) -> None:
     if not condition:
         raise ConfigError(f"--{name.replace('_', '-')} {rule}, got {value}")
-
-
-def _typed(value: Any, hint: Any, where: str) -> Any:
-    """`value` from JSON as the type `hint`, tuples restored."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return None if value is None else _typed(value, next(a for a in args if a is not type(None)), where)
-    if origin is Literal:
-        if value in args and isinstance(value, str):
-            return value
-        raise ConfigError(f"{where} is one of {', '.join(args)}; not {value!r}")
-    if origin is tuple:
-        if not isinstance(value, list) or (args[-1] is not Ellipsis and len(value) != len(args)):
-            raise ConfigError(f"{where} must be a list like {hint}, not {value!r}")
-        kinds = [args[0]] * len(value) if args[-1] is Ellipsis else args
-        return tuple(_typed(v, kind, where) for v, kind in zip(value, kinds, strict=True))
-    if hint is float and type(value) is int and abs(value) < 2**53:
-        return float(value)
-    if type(value) is not hint:
-        raise ConfigError(f"{where} must be of type {hint.__name__}, not {value!r}")
-    return value

@@ -143,14 +143,16 @@ PRESETS: dict[str, Config] = {
         eval_episodes=32,
         final_eval_episodes=4,
     ),
-    "gpu": Config(
+    # `pixels` in eight times as many worlds: as many updates of the parameters in all, each from four times as many samples.
+    "gpu": dataclasses.replace(
+        _PIXELS,
         preset="gpu",
+        teacher=TEACHER,
         n_envs=1024,
-        n_steps=32,
-        batch_size=4096,
-        total_timesteps=50_000_000,
-        checkpoint_freq=2_000_000,
-        eval_freq=2_000_000,
+        batch_size=1024,
+        total_timesteps=8_000_000,
+        checkpoint_freq=1_000_000,
+        eval_freq=500_000,
         eval_episodes=128,
         final_eval_episodes=50,
     ),

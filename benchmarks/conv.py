@@ -23,7 +23,7 @@ class Flags:
 
     size: int = 64
     """Height and width of the pictures, for the guide's encoder."""
-    preset: Literal["gpu", "pixels"] | None = None
+    preset: Literal["pixels"] | None = None
     """A preset, for its encoder and its size of picture."""
     batch_size: int = 256
     """Pictures per call."""

@@ -28,7 +28,6 @@ from aloha_jax.engines.c import action_to_ctrl
 from aloha_jax.env import Env, make_from_config
 from aloha_jax.pixels import DeviceRenderer, Renderer, make_renderer
 from aloha_jax.policy import make_network
-from aloha_jax.presets import PRESETS
 
 HOME = (0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 0.5) * 2  # gym_aloha's start pose, grippers half open
 
@@ -132,8 +131,7 @@ def pictures(renderer: Renderer, poses: np.ndarray, flags: Flags) -> Callable[[]
 
 def config_of(flags: Flags, num_worlds: int, obs: Literal["state", "pixels"]) -> Config:
     """The guide's network, four epochs of four minibatches."""
-    return dataclasses.replace(
-        PRESETS["gpu"],
+    return Config(
         obs=obs,
         engine=flags.engine,
         impl=flags.impl if flags.engine == "mjx" else "auto",
@@ -240,7 +238,7 @@ def main(flags: Flags) -> None:
                 seconds = done[both].fastest - done[acting].fastest
                 if seconds <= 0:  # less than the noise
                     continue
-                samples = num_worlds * flags.steps * PRESETS["gpu"].n_epochs / seconds
+                samples = num_worlds * flags.steps * Config().n_epochs / seconds
                 share = f"{seconds / done[both].fastest:.0%} of {both}"
                 print(f"| {num_worlds} | {both}: update | {samples:,.0f} samples/s | {share} | | |")
 

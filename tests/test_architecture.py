@@ -14,6 +14,7 @@ ORDER = [
     "startup",
     "atomic",
     "signals",
+    "typed_json",
     "config",
     "presets",
     "decimation",
