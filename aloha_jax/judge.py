@@ -136,11 +136,10 @@ class Judge:
         done, step = False, 0
         while not done:
             key = jax.random.fold_in(jax.random.key(seed), step) if self._stochastic else None
-            if self._sees:
-                observation["pixels"]["top"] = condition.light(observation["pixels"]["top"])
             late.append(controller(observation, data.qpos.copy(), data.qvel.copy(), key))
             action = late.pop(0)
             observation, reward, terminated, truncated, _ = self._env.step(action)
+            observation["pixels"]["top"] = condition.light(observation["pixels"]["top"])
             done, step = terminated or truncated, step + 1
             levels.append(int(reward))
             qpos.append(data.qpos.copy())
@@ -162,6 +161,7 @@ class Judge:
                 data.qpos[:], data.ctrl[:] = start, ctrl
             inner = self._env.unwrapped
             observation = inner._format_raw_obs(inner._env.task.get_observation(self._physics))
+        observation["pixels"]["top"] = self._condition.light(observation["pixels"]["top"])
         return observation
 
 

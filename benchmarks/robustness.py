@@ -1,11 +1,13 @@
 """What a policy can bear: its success in gym_aloha under other start poses, friction, masses, delay, cameras and light.
 
 uv run -m benchmarks.robustness --model-path pretrained/insertion-state --n-episodes 100
+uv run -m benchmarks.robustness --model-path pretrained/insertion-state-robust --only yaw --n-episodes 1 --videos turned
 """
 
 import dataclasses
 import json
 import os
+import re
 from pathlib import Path
 
 os.environ.setdefault("MUJOCO_GL", "egl")
@@ -55,6 +57,8 @@ class Flags:
     """Of the first episode; the same starts under every condition."""
     json: Path | None = None
     """Write the figures to this file."""
+    videos: Path | None = None
+    """Film the first episode under each condition into this folder."""
 
 
 def conditions(flags: Flags, has_pixels: bool) -> dict[str, Condition]:
@@ -76,8 +80,11 @@ def main(flags: Flags) -> None:
     found = {}
     for name, condition in conditions(flags, policy.config.has_pixels).items():
         seeds = list(range(flags.seed, flags.seed + flags.n_episodes))
-        episodes = judge.gym_aloha_episodes(policy, seeds, condition=condition, num_workers=flags.num_workers)
-        report = evaluation.summarize(list(episodes), "gym_aloha")
+        filmed = int(flags.videos is not None)
+        episodes = list(judge.gym_aloha_episodes(policy, seeds, False, filmed, condition, flags.num_workers))
+        if flags.videos is not None:
+            evaluation.film(episodes[0], policy.config, flags.videos / f"{re.sub('[^a-z0-9.]+', '-', name)}.mp4")
+        report = evaluation.summarize(episodes, "gym_aloha")
         low, high = report.success_interval
         found[name] = {"success_rate": report.success_rate, "success_interval": [low, high], "clean_rate": report.clean_rate}
         print(f"| {name} | {report.success_rate:.0%} | {low:.0%}..{high:.0%} | {report.clean_rate:.0%} |", flush=True)
