@@ -1,6 +1,8 @@
-"""Draws docs/images/rollout.png: a policy's insertion in gym_aloha, as the camera and (inset) the policy see it.
+"""Draws a policy's insertion in gym_aloha, as the camera and (inset) the policy see it.
 
 uv run docs/pictures.py --model-path pretrained/insertion-pixels --seed 8
+uv run docs/pictures.py --model-path pretrained/insertion-state-robust --seed 4000003 \
+  --condition "start: yaw up to 30 degrees" --out docs/images/turned.png
 """
 
 import dataclasses
@@ -16,6 +18,7 @@ from PIL import Image
 from aloha_jax import checkpoints, evaluation, judge
 from aloha_jax.pixels import frame_to_observation
 from aloha_jax.video import compose
+from benchmarks.robustness import CONDITIONS, VISUAL_CONDITIONS
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,11 +29,19 @@ class Flags:
     """The policy."""
     seed: int = 8
     """Of the episode, which must succeed."""
+    condition: str = "as it is"
+    """One of those of `benchmarks/robustness.py`."""
+    out: Path = Path(__file__).parent / "images" / "rollout.png"
+    """The picture."""
 
 
 def main(flags: Flags) -> None:
     policy = checkpoints.load_policy(flags.model_path)
-    rollout = next(judge.gym_aloha_episodes(policy, [flags.seed], keep_frames=1))
+    known = CONDITIONS | VISUAL_CONDITIONS
+    if flags.condition not in known:
+        raise SystemExit(f"--condition is one of {'; '.join(known)}")
+    condition = known[flags.condition]
+    rollout = next(judge.gym_aloha_episodes(policy, [flags.seed], keep_frames=1, condition=condition))
     levels, config = rollout.levels, policy.config
     if levels.max() < evaluation.NUM_LEVELS or rollout.frames is None:
         raise SystemExit(f"seed {flags.seed} reached level {levels.max()} only: choose another")
@@ -42,8 +53,7 @@ def main(flags: Flags) -> None:
         view = frame_to_observation(frame, config.image_height, config.image_width, config.crop) if config.has_pixels else None
         pictures.append(compose(frame, view, step + 1, int(levels[step]), int(best[step])))
     sheet = Image.fromarray(np.concatenate([np.concatenate(pictures[i : i + 2], axis=1) for i in (0, 2)]))
-    path = Path(__file__).parent / "images" / "rollout.png"
-    sheet.resize((sheet.width * 2 // 3, sheet.height * 2 // 3), Image.Resampling.LANCZOS).save(path, optimize=True)
+    sheet.resize((sheet.width * 2 // 3, sheet.height * 2 // 3), Image.Resampling.LANCZOS).save(flags.out, optimize=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from gym_aloha.constants import START_ARM_POSE
 
-from aloha_jax import judge
+from aloha_jax import checkpoints, judge
 from aloha_jax.conditions import NOMINAL, Condition
 from aloha_jax.config import ConfigError
 from aloha_jax.judge import Rollout
@@ -92,7 +92,7 @@ def test_late_actions_and_other_starts_reach_gym_aloha() -> None:
 
 def test_a_film_shows_the_condition() -> None:
     """The last frame of a policy that sees only the state: dark under little light, and from where the camera was put."""
-    policy = Policy(STATE, init_params(STATE, jax.random.key(0)), init_stats(STATE))
+    policy = checkpoints.load_policy(str(ROBUST))  # inserts within 50 steps, which are as many frames
 
     def last_frame(condition: Condition) -> np.ndarray:
         [rollout] = judge.gym_aloha_episodes(policy, [5], keep_frames=1, condition=condition)
