@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from aloha_jax import history, starts
 from aloha_jax.actions import delta_target, target_limits
-from aloha_jax.config import Config
+from aloha_jax.config import MAX_CAMERA_SHIFT, Config
 from aloha_jax.engines import Engine, Physics, make_engine
 from aloha_jax.env_state import EnvState, Episode, Moment, Observation
 from aloha_jax.pixels import Renderer, make_renderer
@@ -330,6 +330,8 @@ def make(
     for name, size, largest in zip(("image_height", "image_width"), (image_height, image_width), FRAME_SHAPE, strict=True):
         if not 1 <= size <= largest:
             raise ValueError(f"{name} lies in 1..{largest}, not {size}")
+    if not 0 <= camera_shift <= MAX_CAMERA_SHIFT:
+        raise ValueError(f"camera_shift lies in 0..{MAX_CAMERA_SHIFT} m, not {camera_shift}")
     frames = None
     if obs != "state":
         on_gpu = engine == "mjx" and jax.default_backend() == "gpu"

@@ -612,6 +612,7 @@ def test_pictures_are_of_the_worlds_they_belong_to(obs: str) -> None:
         ({"task": "juggling"}, "task is "),
         ({"obs": "pixels", "image_height": 0}, "image_height"),
         ({"episode_length": 0}, "episode_length"),
+        ({"camera_shift": float("nan")}, "camera_shift lies in 0"),
     ],
 )
 def test_make_says_what_is_wrong(arguments: dict[str, Any], message: str) -> None:
