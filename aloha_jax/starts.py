@@ -1,4 +1,4 @@
-"""How episodes begin: as the task does, or for a share of them in an archived state."""
+"""How episodes begin: as the task does, or for a share of them in an archived state; and where their camera is."""
 
 import jax
 import jax.numpy as jnp

@@ -77,11 +77,16 @@ def conditions(flags: Flags, has_pixels: bool) -> dict[str, Condition]:
 def main(flags: Flags) -> None:
     """Print a row per condition."""
     policy = checkpoints.load_policy(flags.model_path)
+    for path in (flags.videos, flags.json and flags.json.parent):  # before the first episode, not after the last
+        if path is not None:
+            path.mkdir(parents=True, exist_ok=True)
     found = {}
     for name, condition in conditions(flags, policy.config.has_pixels).items():
         seeds = list(range(flags.seed, flags.seed + flags.n_episodes))
         filmed = int(flags.videos is not None)
-        episodes = list(judge.gym_aloha_episodes(policy, seeds, False, filmed, condition, flags.num_workers))
+        episodes = list(
+            judge.gym_aloha_episodes(policy, seeds, keep_frames=filmed, condition=condition, num_workers=flags.num_workers)
+        )
         if flags.videos is not None:
             evaluation.film(episodes[0], policy.config, flags.videos / f"{re.sub('[^a-z0-9.]+', '-', name)}.mp4")
         report = evaluation.summarize(episodes, "gym_aloha")

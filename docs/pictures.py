@@ -15,7 +15,8 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from aloha_jax import checkpoints, evaluation, judge
+from aloha_jax import checkpoints, cli, evaluation, judge
+from aloha_jax.config import ConfigError
 from aloha_jax.pixels import frame_to_observation
 from aloha_jax.video import compose
 from benchmarks.robustness import CONDITIONS, VISUAL_CONDITIONS
@@ -39,12 +40,12 @@ def main(flags: Flags) -> None:
     policy = checkpoints.load_policy(flags.model_path)
     known = CONDITIONS | VISUAL_CONDITIONS
     if flags.condition not in known:
-        raise SystemExit(f"--condition is one of {'; '.join(known)}")
+        raise ConfigError(f"--condition is one of {'; '.join(known)}; not {flags.condition!r}")
     condition = known[flags.condition]
     rollout = next(judge.gym_aloha_episodes(policy, [flags.seed], keep_frames=1, condition=condition))
     levels, config = rollout.levels, policy.config
     if levels.max() < evaluation.NUM_LEVELS or rollout.frames is None:
-        raise SystemExit(f"seed {flags.seed} reached level {levels.max()} only: choose another")
+        raise ConfigError(f"--seed {flags.seed} reached level {levels.max()} only: choose another")
     best = np.maximum.accumulate(levels)
     lifted, end = int(np.argmax(levels >= 2)), len(levels) - 1
     pictures = []
@@ -57,4 +58,5 @@ def main(flags: Flags) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Flags))
+    with cli.user_errors():
+        main(tyro.cli(Flags))

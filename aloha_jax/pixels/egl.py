@@ -79,7 +79,8 @@ class EglRenderer:
             RuntimeError: the renderer is closed.
             RendererUnavailable: `MAX_DEATHS` workers died over it; the renderer is closed.
         """
-        check_poses(np.shape(poses), self._nq)
+        poses = np.asarray(poses, np.float64)
+        check_poses(poses.shape, self._nq)
         whole = np.zeros((len(poses), self._nq + 2))
         whole[:, : poses.shape[1]] = poses
         with self._lock:

@@ -54,6 +54,7 @@ class WarpRenderer:
 
     def trace(self, poses: jax.Array) -> jax.Array:
         """Pictures uint8[N, H, W, 3] of poses float32[N, nq] or [N, nq + 2]; under `jit`, where N decides the buffers' size."""
+        check_poses(poses.shape, self._host_model.nq)
         num_worlds = poses.shape[0]
         context = self._context(num_worlds)
         data = jax.vmap(self._posed)(poses)
