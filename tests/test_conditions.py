@@ -99,10 +99,11 @@ def test_a_film_shows_the_condition() -> None:
         assert rollout.frames is not None
         return rollout.frames[-1]
 
-    bright, dark, moved = map(last_frame, (NOMINAL, Condition(brightness=0.5), Condition(camera_shift=(0.02, 0.0))))
-    np.testing.assert_array_equal(dark, bright // 2)
+    dark = last_frame(NOMINAL) // 2
+    changed = last_frame(Condition(brightness=0.5, camera_shift=(0.02, 0.0)))
+    assert abs(changed.mean() / dark.mean() - 1) < 0.05
     # The camera hangs 0.8 m high and sees 78 degrees in 480 pixels: 2 cm of the table are 7 of them, of the arms above it more.
-    errors = [np.abs(np.roll(bright, -shift, axis=1).astype(int) - moved).mean() for shift in range(15)]
+    errors = [np.abs(np.roll(dark, -shift, axis=1).astype(int) - changed).mean() for shift in range(15)]
     assert 6 <= np.argmin(errors) <= 13
 
 
@@ -121,3 +122,5 @@ def test_robustness_tries_what_it_is_asked_to() -> None:
     assert all("friction" in name for name in names(False, "friction"))
     with pytest.raises(ConfigError, match="--only camera: occurs in none of as it is; "):
         names(False, "camera")
+    with pytest.raises(ConfigError, match="--n-episodes must be at least 1, got 0"):
+        robustness.main(robustness.Flags(model_path=str(ROBUST), n_episodes=0))
