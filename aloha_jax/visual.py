@@ -19,7 +19,8 @@ class Quality:
         shadow_map: texels along an edge of the shadow map; 0 draws no shadows.
         samples: samples per pixel (MSAA); 0 draws more pixels instead (`supersampling`).
         coarse: whether meshes have fewer triangles than gym_aloha's (`mesh_cell`).
-        rays: rays per pixel along either axis, for ray tracing, which ignores `samples` and `coarse`.
+        rays: rays per pixel along either axis, 0 for as many as it needs (`rays_per_axis`); ray tracing ignores `samples` and
+            `coarse`.
     """
 
     shadow_map: int
@@ -31,11 +32,13 @@ class Quality:
 # SSIM against gym_aloha's own frame and frames per second: docs/benchmarks.md, Renderer.
 QUALITIES = {
     "exact": Quality(shadow_map=4096, samples=4, coarse=False, rays=4),  # gym_aloha's frame to the bit
-    "shadows": Quality(shadow_map=256, samples=0, coarse=True, rays=2),
-    "fast": Quality(shadow_map=0, samples=0, coarse=True, rays=2),
+    "shadows": Quality(shadow_map=256, samples=0, coarse=True, rays=0),
+    "fast": Quality(shadow_map=0, samples=0, coarse=True, rays=0),
 }
 
-TABLE_GREY = (0.224, 0.224, 0.224)  # of a matte table that looks like OpenGL's 0.2 with highlights at its corners
+# Of a matte table that looks like OpenGL's 0.2 with highlights at its corners: at its far edge and at its near one.
+TABLE_GREYS = (0.204, 0.248)
+TABLE_STRIPS = 16  # one for each of the 256 levels between them
 
 
 def make_visual_model(
@@ -83,6 +86,14 @@ def supersampling(quality: str, height: int, width: int, crop: Crop | None = Non
     return int(np.clip(round(_covered(height, width, crop) / 2), 2, 4))
 
 
+def rays_per_axis(quality: str, height: int, width: int, crop: Crop | None = None) -> int:
+    """Rays that a ray tracer sends through each pixel of the picture along either axis; arguments as above.
+
+    About one for every three of gym_aloha's frame, two or three: four would be a little more like it, at nearly twice the price.
+    """
+    return QUALITIES[quality].rays or int(np.clip(round(_covered(height, width, crop) / 3), 2, 3))
+
+
 def mesh_cell(height: int, width: int, crop: Crop | None = None) -> float:
     """Metres; mesh vertices in one grid cell of this size are merged. Arguments as above.
 
@@ -119,10 +130,11 @@ def _look_at_crop(camera: mujoco.MjsCamera, crop: Crop, picture: tuple[int, int]
 
 
 def _flatten_table(spec: mujoco.MjSpec) -> None:
-    """Makes the table, for a ray tracer, the even grey that OpenGL gives it.
+    """Makes the table, for a ray tracer, of the greys that OpenGL gives it.
 
-    Its mesh has eight vertices. OpenGL lights those and interpolates colours; a ray tracer interpolates their normals and finds a
-    bump with a highlight in the middle. A matte box of the same size is flat, and its grey is the mean of OpenGL's.
+    Its mesh has eight vertices. OpenGL lights those and interpolates colours, which grow evenly lighter toward the camera's lower
+    edge; a ray tracer interpolates their normals and finds a bump with a highlight in the middle. Matte boxes side by side, as
+    large as the table together, are flat, and each has OpenGL's grey of its middle.
     """
     model = spec.compile()
     vertices = model.mesh_vert[: model.mesh("tabletop").vertnum[0]]
@@ -131,11 +143,17 @@ def _flatten_table(spec: mujoco.MjSpec) -> None:
     mujoco.mju_quat2Mat(rotation, source.quat)
     corners = vertices @ rotation.reshape(3, 3).T + source.pos
     low, high = corners.min(axis=0), corners.max(axis=0)
+    middle, half = (low + high) / 2, (high - low) / 2
     table = spec.geom("table")
     spec.add_material(name="matte", specular=0.0, shininess=0.0)
-    table.type, table.meshname, table.material = mujoco.mjtGeom.mjGEOM_BOX, "", "matte"
-    table.pos, table.size, table.quat = (low + high) / 2, (high - low) / 2, (1.0, 0.0, 0.0, 0.0)
-    table.rgba = (*TABLE_GREY, 1.0)
+    depth = half[1] / TABLE_STRIPS  # half of a strip's
+    for i, share in enumerate((np.arange(TABLE_STRIPS) + 0.5) / TABLE_STRIPS):
+        strip = table if i == 0 else table.parent.add_geom(contype=0, conaffinity=0)
+        strip.type, strip.meshname, strip.material = mujoco.mjtGeom.mjGEOM_BOX, "", "matte"
+        strip.pos = (middle[0], high[1] - (2 * i + 1) * depth, middle[2])
+        strip.size, strip.quat = (half[0], depth, half[2]), (1.0, 0.0, 0.0, 0.0)
+        far, near = TABLE_GREYS
+        strip.rgba = (*3 * (far + share * (near - far),), 1.0)
 
 
 def _decimate_meshes(spec: mujoco.MjSpec, cell: float) -> None:

@@ -168,20 +168,21 @@ def test_any_size(poses: np.ndarray, size: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("quality", "size", "crop", "drawn"),
+    ("quality", "size", "crop", "drawn", "traced"),
     [
-        ("fast", (64, 64), None, 4),
-        ("fast", (84, 84), None, 3),
-        ("shadows", (120, 160), None, 2),
-        ("fast", (72, 120), (196, 180, 168, 280), 2),
-        ("shadows", (480, 640), None, 2),
-        ("exact", (64, 64), None, 1),
+        ("fast", (64, 64), None, 4, 3),
+        ("fast", (84, 84), None, 3, 2),
+        ("shadows", (120, 160), None, 2, 2),
+        ("fast", (72, 120), (196, 180, 168, 280), 2, 2),
+        ("shadows", (480, 640), None, 2, 2),
+        ("exact", (64, 64), None, 1, 4),
     ],
 )
-def test_about_every_second_pixel_of_the_frame_is_drawn(
-    quality: str, size: tuple[int, int], crop: Crop | None, drawn: int
+def test_every_second_pixel_of_the_frame_is_drawn_or_every_third_traced(
+    quality: str, size: tuple[int, int], crop: Crop | None, drawn: int, traced: int
 ) -> None:
     assert visual.supersampling(quality, *size, crop) == drawn
+    assert visual.rays_per_axis(quality, *size, crop) == traced
 
 
 @pytest.mark.parametrize(

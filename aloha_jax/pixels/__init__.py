@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from aloha_jax.scene import FRAME_SHAPE
-from aloha_jax.visual import QUALITIES, Crop, make_visual_model, supersampling
+from aloha_jax.visual import Crop, make_visual_model, rays_per_axis, supersampling
 
 if TYPE_CHECKING:
     import jax
@@ -93,7 +93,8 @@ def make_renderer(
                 raise
     from aloha_jax.pixels.warp import WarpRenderer
 
-    return WarpRenderer(make_visual_model(task, quality, height, width, crop, ray_traced=True), QUALITIES[quality])
+    model = make_visual_model(task, quality, height, width, crop, ray_traced=True)
+    return WarpRenderer(model, rays_per_axis(quality, height, width, crop))
 
 
 def check_poses(shape: tuple[int, ...], nq: int) -> None:

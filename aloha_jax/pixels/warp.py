@@ -15,7 +15,6 @@ from mujoco import mjx
 from aloha_jax.engines.mjx import chosen_graph_mode
 from aloha_jax.pixels import RendererUnavailable, check_poses
 from aloha_jax.scene import CAMERA
-from aloha_jax.visual import Quality
 
 BATCH = 64  # worlds that `render` draws at once; `trace` draws as many as it is given
 
@@ -28,12 +27,13 @@ class WarpRenderer:
         width: of a picture, pixels.
     """
 
-    def __init__(self, model: mujoco.MjModel, quality: Quality) -> None:
+    def __init__(self, model: mujoco.MjModel, rays: int) -> None:
         """Puts the model on JAX's default device.
 
         Args:
-            model: from `visual.make_visual_model` with `ray_traced`, which decides the camera's view and the size.
-            quality: rays per pixel, and whether there are shadows.
+            model: from `visual.make_visual_model` with `ray_traced`, which decides the camera's view, the size, and whether there
+                are shadows.
+            rays: from `visual.rays_per_axis`; a pixel is the mean of as many along either axis.
 
         Raises:
             RendererUnavailable: Warp has no kernels for JAX's default device.
@@ -44,7 +44,7 @@ class WarpRenderer:
         warp.config.log_level = warp.LOG_ERROR  # it would print every kernel that it loads
         self.height: int = model.vis.global_.offheight
         self.width: int = model.vis.global_.offwidth
-        self._host_model, self._quality = model, quality
+        self._host_model, self._rays = model, rays
         self._model = mjx.put_model(model, impl="warp", graph_mode=chosen_graph_mode())
         self._blank = _still_data(model)
         # Warp's own default is a GPU, even where JAX is told to use the CPU.
@@ -105,8 +105,8 @@ class WarpRenderer:
                 render_depth=False,
                 render_seg=False,
                 use_textures=False,
-                use_shadows=self._quality.shadow_map > 0,
-                samples_per_pixel=self._quality.rays,
+                use_shadows=self._host_model.vis.quality.shadowsize > 0,
+                samples_per_pixel=self._rays,
             )
         return self._contexts[num_worlds].pytree()
 
