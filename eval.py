@@ -52,6 +52,8 @@ def main(args: list[str]) -> None:
         raise ConfigError(f"--n-episodes must be at least 1, got {flags.n_episodes}")
     if flags.num_workers < 1:
         raise ConfigError(f"--num-workers must be at least 1, got {flags.num_workers}")
+    if flags.num_workers > 1 and flags.sim != "gym_aloha":
+        raise ConfigError(f"--num-workers is for gym_aloha: --sim {flags.sim} runs its episodes as one batch")
     if not 0 <= flags.seed < 2**32 - flags.n_episodes:
         raise ConfigError(f"--seed must lie in 0..{2**32 - flags.n_episodes - 1}, got {flags.seed}")
     for flag, file in (("--json", flags.json), ("--video-path", flags.video_path)):

@@ -16,14 +16,13 @@ from aloha_jax import cli, run, run_directory  # noqa: E402 - these import MuJoC
 def main(args: list[str]) -> None:
     """Parse, train, judge, report."""
     config, given = cli.parse_config(args)
-    cli.choose_device(config.device)
+    resume = config.resume is not None
     if config.resume is not None:
-        directory = Path(config.resume)
-        run.execute(run_directory.resumed_config(directory, config, given), resume=True)
-    else:
-        run.execute(config)
+        config = run_directory.resumed_config(Path(config.resume), config, given)
+    cli.choose_device(config.device)
+    run.execute(config, resume=resume)
 
 
 if __name__ == "__main__":
-    with cli.user_errors():
+    with cli.user_errors(trains=True):
         main(sys.argv[1:])

@@ -244,7 +244,7 @@ SHAPING_FIELDS = (
     *("network", "conv", "features_dim", "hidden_sizes", "privileged_critic"),
 )
 # What decides what those parameters mean.
-MEANING_FIELDS = ("activation", "action", "history")
+MEANING_FIELDS = ("activation", "action", "obs", "observe_target", "history")
 
 
 def load_initial(config: Config) -> Policy | None:

@@ -37,7 +37,6 @@ STORAGE_ERRORS = (
     | dict.fromkeys((errno.EACCES, errno.EROFS, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP), "choose another place")
     | dict.fromkeys((errno.EEXIST, errno.ENOTDIR, errno.EISDIR), "move away what is there or choose another place")
 )
-OUT_OF_MEMORY = "out of memory: lower --n-envs or --n-steps, or give --microbatch-size; checkpoints already written are intact"
 
 
 def parse(kind: type[T], args: Sequence[str], default: T | None = None, description: str = "") -> T:
@@ -68,12 +67,13 @@ def parse_config(args: Sequence[str]) -> tuple[Config, set[str]]:
     chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     chooser.add_argument("--preset", default="auto")
     chooser.add_argument("--device", default="auto")
+    chooser.add_argument("--resume")
     chosen, _ = chooser.parse_known_args(args)
     _check_choice("preset", chosen.preset)
     _check_choice("device", chosen.device)
     preset = chosen.preset
-    if preset == "auto":
-        preset = "gpu" if choose_device(chosen.device) == "gpu" else "cpu"
+    if preset == "auto":  # a run that is resumed has its own, and its own device
+        preset = "gpu" if chosen.resume is None and choose_device(chosen.device) == "gpu" else "cpu"
     config = parse(Config, args, default=PRESETS[preset], description="Train a policy with PPO; docs: README.md.")
     given = {word[2:].split("=")[0].removeprefix("no-").replace("-", "_") for word in args if word.startswith("--")}
     given &= {field.name for field in dataclasses.fields(Config)}
@@ -99,14 +99,21 @@ def choose_device(name: str) -> str:
         raise ConfigError(f"JAX finds no device to run on, {asked}{f': {error}' if str(error) else ''}") from None
     if name == "gpu" and platform != "gpu":
         raise ConfigError(
-            "--device gpu: JAX sees no GPU here; install the cuda extra (`uv sync --extra cuda`) or use --device cpu"
+            "--device gpu: JAX sees no GPU here; install its CUDA build (`uv sync --extra cuda`, or "
+            "`pip install 'jax[cuda13]'`), or use --device cpu"
         )
     return platform
 
 
 @contextlib.contextmanager
-def user_errors() -> Iterator[None]:
-    """Turns what a user can get wrong into one sentence on stderr and exit status 2; bugs keep their traceback."""
+def user_errors(trains: bool = False) -> Iterator[None]:
+    """Turns what a user can get wrong into one sentence on stderr and exit status 2; bugs keep their traceback.
+
+    Args:
+        trains: whether there may be checkpoints to go on from, and worlds to have fewer of.
+    """
+    intact = "; checkpoints already written are intact" if trains else ""
+    out_of_memory = "out of memory" + (": lower --n-envs or --n-steps, or give --microbatch-size" if trains else "") + intact
     startup.raise_when_interrupted()
     try:
         yield
@@ -118,17 +125,17 @@ def user_errors() -> Iterator[None]:
         if error.errno not in STORAGE_ERRORS:
             raise
         place = f": {error.filename}" if error.filename else ""
-        _fail(f"{error.strerror}{place}: {STORAGE_ERRORS[error.errno]}; checkpoints already written are intact")
+        _fail(f"{error.strerror}{place}: {STORAGE_ERRORS[error.errno]}{intact}")
     except MemoryError:
-        _fail(OUT_OF_MEMORY)
+        _fail(out_of_memory)
     except RuntimeError as error:  # JAX's and Warp's
         if unavailable := re.search(r"RendererUnavailable: (.+)", str(error)):  # raised in a callback
             _fail(unavailable[1])
         if not any(words in str(error) for words in ("RESOURCE_EXHAUSTED", "Failed to allocate")):
             raise
-        _fail(OUT_OF_MEMORY)
+        _fail(out_of_memory)
     except KeyboardInterrupt:
-        _fail("interrupted; --resume goes on from the newest checkpoint", status=130)
+        _fail("interrupted" + ("; --resume goes on from the newest checkpoint" if trains else ""), status=130)
 
 
 def _fail(message: str, status: int = 2) -> typing.NoReturn:

@@ -18,6 +18,7 @@ NATURE_CNN = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 WORK_AREA = (196, 180, 168, 280)
 
 
+LEARNING_RATE_BOUNDS = (1e-5, 2e-3)  # of the adaptive schedule
 MIN_BIN = 8  # samples that --advantage-bins leaves for each
 MAX_START_SHIFT = 0.04  # metres; peg and socket, 12 cm long, then start at least 12 cm apart
 MAX_CAMERA_SHIFT = 0.2  # metres; the camera hangs 0.8 m above the table
@@ -89,7 +90,7 @@ class Config:
     carry: float = 0.0
     """What the dense reward pays for bringing a lifted object, level and facing the other arm, to where the two meet."""
     engine: Literal["auto", "c", "mjx"] = "auto"
-    """Physics: C MuJoCo on CPU threads, or MJX on the accelerator."""
+    """Physics: C MuJoCo on CPU threads (auto, on every machine), or MJX on the accelerator."""
     impl: Literal["auto", "jax", "warp"] = "auto"
     """Implementation of mjx: NVIDIA Warp's kernels (CUDA, CPU), or XLA alone with simpler collisions; auto: warp if it runs."""
     physics: Literal["fast", "exact"] = "fast"
@@ -312,6 +313,11 @@ class Config:
         _require(bins == 1 or self.normalize_advantage, "advantage_bins", "needs --normalize-advantage", bins)
         adaptive = self.lr_schedule == "adaptive"
         _require(not adaptive or self.target_kl is not None, "lr_schedule", "adaptive needs --target-kl", self.lr_schedule)
+        low, high = LEARNING_RATE_BOUNDS
+        bounded = not adaptive or low <= self.learning_rate <= high
+        _require(bounded, "learning_rate", f"must lie in {low}..{high} with --lr-schedule adaptive", self.learning_rate)
+        acts = not adaptive or 1 not in (self.teacher_mix, self.teacher_mix_final)
+        _require(acts, "teacher_mix", "must be below 1 with --lr-schedule adaptive, which follows the policy's own steps", 1)
 
     def _validate_pixels(self) -> None:
         _require(1 <= self.image_height <= 480, "image_height", "must lie in 1..480", self.image_height)
@@ -327,6 +333,9 @@ class Config:
         changed = self.random_shift or self.color_jitter or self.camera_shift
         flags = "--random-shift, --color-jitter or --camera-shift"
         _require(not changed or self.has_pixels, "obs", f"must have pixels with {flags}", self.obs)
+        beside = self.history or self.observe_target or self.privileged_critic
+        flags = "--history, --observe-target or --privileged-critic"
+        _require(not beside or self.has_pixels, "obs", f"must have pixels with {flags}: the state holds all of it", self.obs)
         if self.has_pixels:
             height, width = self.image_height, self.image_width
             for features, kernel, stride in self.conv:

@@ -21,6 +21,7 @@ from aloha_jax.video import compose, write_mp4
 
 SIMULATORS = ("gym_aloha", "c", "mjx")
 NUM_LEVELS = 4
+AT_ONCE = 64  # episodes that our engines run as one batch
 
 
 # --- Reports -----------------------------------------------------------------------------------------------------------------
@@ -126,12 +127,16 @@ class EngineEvaluator:
     LONGEST_CHUNK = 8  # steps between two looks at whether to go on; in a few of them a process must be able to end
 
     def __init__(self, config: Config, seeds: list[int], env: Env | None = None):
-        self._seeds = seeds
         self.env = env or make_from_config(config, len(seeds), autoreset=False)
-        self._starts = np.stack([self.env.task.start_from_seed(seed) for seed in seeds]).astype(np.float32)
+        self.start_from(seeds)
         self._chunk = max(n for n in range(1, self.LONGEST_CHUNK + 1) if self.env.episode_length % n == 0)
         self._reset = jax.jit(self.env.reset_from)
         self._run = jax.jit(functools.partial(_engine_steps, config, self.env, self._chunk))
+
+    def start_from(self, seeds: list[int]) -> None:
+        """As many other seeds, from now on."""
+        self._seeds = seeds
+        self._starts = np.stack([self.env.task.start_from_seed(seed) for seed in seeds]).astype(np.float32)
 
     def __call__(
         self, policy: Policy, key: jax.Array | None = None, interrupted: Callable[[], bool] = lambda: False
@@ -204,12 +209,17 @@ def evaluate(
             rollouts.append(rollout)
     else:
         config = dataclasses.replace(policy.config, engine=cast(Any, simulator), reward="sparse", episode_length=EPISODE_LENGTH)
-        for start in range(0, n_episodes, 64):
-            chunk = seeds[start : start + 64]
+        size = min(n_episodes, AT_ONCE)
+        evaluator = EngineEvaluator(config, seeds[:size])
+        for start in range(0, n_episodes, size):
+            chunk = seeds[start : start + size]
+            evaluator.start_from((chunk + seeds)[:size])  # the last chunk is filled up: fewer worlds would be another program
             key = jax.random.key(chunk[0]) if stochastic else None
-            for rollout in EngineEvaluator(config, chunk)(policy, key)[0]:
+            for rollout in evaluator(policy, key)[0][: len(chunk)]:
                 on_episode(rollout)
                 rollouts.append(rollout)
+        if evaluator.env.renderer is not None:
+            evaluator.env.renderer.close()
     if video is not None:
         film(rollouts[0], policy.config, video)
     return summarize(rollouts, simulator)

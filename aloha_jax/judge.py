@@ -59,7 +59,8 @@ class Controller:
         self._task = make_task(config.task, self._exact.scene, Shaping.of(config))  # how well a grip counts is an observation
         low, high = target_limits(self._exact)
         self._delta_target = jax.jit(lambda target, pos, action: delta_target(target, pos, action, low, high))
-        self._features = jax.jit(self._privileged)
+        with_precision = jax.default_matmul_precision("highest")  # as in training (`env._in_float32`)
+        self._features = jax.jit(with_precision(self._privileged))
         self._remember = jax.jit(
             lambda memory, pos: history.start(pos, config.history) if memory is None else history.push(memory, pos)
         )

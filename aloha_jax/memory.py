@@ -8,6 +8,7 @@ import jax
 from aloha_jax.config import Config, ConfigError
 from aloha_jax.networks import num_parameters
 from aloha_jax.policy import STATE_SIZE, example_inputs, make_network
+from aloha_jax.startup import container_limit
 
 USABLE = 0.9  # of the memory: allocators fragment, compilers need workspace
 COPIES_OF_PARAMETERS = 5  # themselves, gradients, Adam's two moments, and the copy that a checkpoint is written from
@@ -48,11 +49,11 @@ def estimate(config: Config) -> tuple[int, int]:
 
 
 def available_memory() -> int | None:
-    """Bytes on JAX's default device; None if it does not tell."""
+    """Bytes on JAX's default device, on a CPU as many as a container may have; None if it does not tell."""
     device = jax.devices()[0]
     if device.platform != "cpu":
         return (device.memory_stats() or {}).get("bytes_limit")
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(filter(None, [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *container_limit("memory.max")]))
 
 
 def _count_parameters(config: Config) -> int:

@@ -46,7 +46,10 @@ class Transition(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """What the loss reads, [B, ...] or [T, N, ...]; the names are those of `Transition`."""
+    """What the loss reads, [B, ...] or [T, N, ...]; the names are those of `Transition`.
+
+    In the loss `own` may be a weight, float32[B], whose mean over a minibatch is 1 (`minibatch_gradient`).
+    """
 
     inputs: dict[str, jax.Array]
     action: jax.Array
@@ -149,24 +152,26 @@ def loss(
     With a teacher, half the squared distance to its action is added: the KL divergence from it up to the (fixed) variance, whose
     minimisation on states that the learner visits is DAgger (Ross et al. 2011).
 
-    `batch.advantage` is taken as it is: normalisation belongs to the minibatch, this may see a part of it.
+    What the teacher did says nothing about the policy's own choices: its objective and how far it moved are means over its own
+    samples.
+
+    `batch.advantage` and `batch.own` are taken as they are: normalisation belongs to the minibatch, this may see a part of it.
     """
     distribution, value = apply(params, batch.inputs)
     log_ratio = log_prob(distribution, batch.action) - batch.log_prob
-    if batch.own is not None:  # what the teacher did says nothing about the policy's own choices
-        log_ratio = jnp.where(batch.own.reshape(batch.own.shape + (1,) * (log_ratio.ndim - batch.own.ndim)), log_ratio, 0.0)
+    weight: jax.Array | float = 1.0
+    if batch.own is not None:
+        weight = _beside(batch.own.astype(jnp.float32), log_ratio)
+        log_ratio = jnp.where(weight > 0, log_ratio, 0.0)  # what the teacher did may be as good as impossible
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1 - hp.clip_range, 1 + hp.clip_range)
-    policy_loss = -jnp.minimum(ratio * batch.advantage, clipped * batch.advantage).mean()
+    policy_loss = -(weight * jnp.minimum(ratio * batch.advantage, clipped * batch.advantage)).mean()
 
     if hp.clip_range_vf is not None:
         value = batch.value + jnp.clip(value - batch.value, -hp.clip_range_vf, hp.clip_range_vf)
     value_loss = jnp.square(value - batch.target_value).mean()
     entropy_loss = -entropy(distribution).mean()
 
-    # How far the policy moved is told by its own samples.
-    weight = 1.0 if batch.own is None else batch.own / jnp.maximum(batch.own.mean(), 1e-6)
-    weight = jnp.reshape(weight, jnp.shape(weight) + (1,) * (log_ratio.ndim - jnp.ndim(weight)))
     total = coef.ppo * policy_loss + hp.vf_coef * value_loss + hp.ent_coef * entropy_loss
     imitation = {}
     if batch.teacher_action is not None:
@@ -183,23 +188,35 @@ def loss(
     }
 
 
+def _beside(x: jax.Array, samples: jax.Array) -> jax.Array:
+    """`x`, [B], with axes added until it broadcasts against [B, ...]."""
+    return x.reshape(x.shape + (1,) * (samples.ndim - x.ndim))
+
+
 def explained_variance(value: jax.Array, target_value: jax.Array) -> jax.Array:
     """1 - Var[target - value] / Var[target]; 1 is a perfect critic, 0 one that knows the mean."""
     return 1 - jnp.var(target_value - value) / (jnp.var(target_value) + 1e-8)
 
 
-def whitened(advantage: jax.Array, value: jax.Array, bins: int = 1) -> jax.Array:
+def whitened(advantage: jax.Array, value: jax.Array, bins: int = 1, own: jax.Array | None = None) -> jax.Array:
     """Advantages with mean 0 and standard deviation 1 in each of `bins` equal parts of the samples, ordered by their value.
 
     Late in an episode, where much is at stake, advantages are many times as large as where it begins, and whitened together with
     them the early ones are lost in their noise. Which of two actions is better in a state does not depend on a factor and a
     baseline that the state has to itself. Multi-task learners scale tasks likewise (Hessel et al. 2019).
+
+    Where bool `own`, which broadcasts against them, is given, those outside it are 0 and do not count.
     """
+    counts = None if own is None else jnp.broadcast_to(own, advantage.shape)
     if bins == 1:
-        return (advantage - advantage.mean()) / (advantage.std() + 1e-8)
+        centred = (advantage - advantage.mean(where=counts)) / (advantage.std(where=counts) + 1e-8)
+        return centred if counts is None else jnp.where(counts, centred, 0.0)
     order = jnp.argsort(value.ravel())
     parts = advantage.ravel()[order].reshape(bins, -1)
-    parts = (parts - parts.mean(axis=1, keepdims=True)) / (parts.std(axis=1, keepdims=True) + 1e-8)
+    counted = None if counts is None else counts.ravel()[order].reshape(bins, -1)
+    parts = parts - parts.mean(axis=1, keepdims=True, where=counted)
+    parts = parts / (parts.std(axis=1, keepdims=True, where=counted) + 1e-8)
+    parts = parts if counted is None else jnp.where(counted, parts, 0.0)
     return jnp.zeros(advantage.size).at[order].set(parts.ravel(), unique_indices=True).reshape(advantage.shape)
 
 
@@ -208,7 +225,11 @@ def minibatch_gradient(
 ) -> tuple[Params, dict[str, jax.Array]]:
     """Gradient and metrics of one minibatch, computed microbatch by microbatch."""
     if hp.normalize_advantage:
-        batch = batch._replace(advantage=whitened(batch.advantage, batch.value, hp.advantage_bins))
+        own = None if batch.own is None else _beside(batch.own, batch.advantage)
+        batch = batch._replace(advantage=whitened(batch.advantage, batch.value, hp.advantage_bins, own))
+    if batch.own is not None:  # a mean over all samples, so weighted, is one over those that are the policy's own
+        own = batch.own.astype(jnp.float32)
+        batch = batch._replace(own=own / jnp.maximum(own.mean(), 1e-6))
     gradient = jax.grad(loss, has_aux=True)
     size, micro = batch.action.shape[0], hp.microbatch_size
     if micro is None or micro >= size:

@@ -260,8 +260,8 @@ def idle_gpu_warning(config: Config, platform: str, gpus: int) -> str | None:
     if platform != "cpu" or gpus == 0 or config.device == "cpu" or os.environ.get("JAX_PLATFORMS"):
         return None
     return (
-        "JAX computes on the CPU although there is a GPU: the cuda extra is not installed (`uv sync --extra cuda`), "
-        "or the driver is older than R580; --device cpu if that is meant"
+        "JAX computes on the CPU although there is a GPU: its CUDA build is not installed (`uv sync --extra cuda`, or "
+        "`pip install 'jax[cuda13]'`), or the driver is older than R580; --device cpu if that is meant"
     )
 
 

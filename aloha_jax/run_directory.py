@@ -125,4 +125,5 @@ def resumed_config(directory: Path, flags: Config, given: set[str]) -> Config:
     total = flags.total_timesteps if "total_timesteps" in given else saved.total_timesteps
     if total < saved.total_timesteps:
         raise ConfigError(f"--total-timesteps {total} is less than the run's own {saved.total_timesteps}")
-    return dataclasses.replace(saved, total_timesteps=total, device=flags.device, profile=flags.profile).validate()
+    device = flags.device if "device" in given else saved.device
+    return dataclasses.replace(saved, total_timesteps=total, device=device, profile=flags.profile).validate()

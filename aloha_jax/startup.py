@@ -1,6 +1,7 @@
 """What must be settled before MuJoCo is imported and before anything is compiled."""
 
 import importlib
+import math
 import os
 import pathlib
 import signal
@@ -15,9 +16,22 @@ def seconds_since_start() -> float:
     return time.monotonic() - _STARTED
 
 
+CGROUP = pathlib.Path("/sys/fs/cgroup")  # where a container finds its limits (Linux's control groups, version 2)
+
+
 def usable_cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """CPU cores that this process may use, as many as a container's quota pays for."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, period = (*container_limit("cpu.max"), None, None)[:2]
+    return cores if quota is None or not period else min(cores, max(1, math.ceil(quota / period)))
+
+
+def container_limit(name: str) -> tuple[int | None, ...]:
+    """The numbers in a control group's file, None for `max`; nothing where there is no such file."""
+    try:
+        return tuple(None if word == "max" else int(word) for word in (CGROUP / name).read_text().split())
+    except (OSError, ValueError):
+        return ()
 
 
 def end_at_once_when_interrupted() -> None:

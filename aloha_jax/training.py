@@ -9,15 +9,14 @@ import jax.numpy as jnp
 import optax
 
 from aloha_jax import ppo
-from aloha_jax.config import Config
+from aloha_jax.config import LEARNING_RATE_BOUNDS, Config
 from aloha_jax.env import Env, EnvState
 from aloha_jax.networks import RunningStats, vector_inputs
 from aloha_jax.policy import Policy, make_network
 from aloha_jax.ppo import Coefficients, Hyperparameters, Transition
 from aloha_jax.rollout import Collector, PipelinedCollector, inputs_of
 
-# Bounds and factor of the adaptive learning rate (Schulman et al. 2017 adapt a KL penalty the same way, section 4).
-LEARNING_RATE_BOUNDS, LEARNING_RATE_FACTOR = (1e-5, 2e-3), 1.2
+LEARNING_RATE_FACTOR = 1.2  # of the adaptive schedule (Schulman et al. 2017 adapt a KL penalty the same way, section 4)
 
 
 class RunState(NamedTuple):
@@ -71,11 +70,16 @@ def hyperparameters(config: Config) -> Hyperparameters:
 
 
 def init_run(config: Config, env: Env, network: nn.Module | None = None) -> RunState:
-    """The state before the first step. Clocks start at random, so that the worlds' time limits do not fall together."""
+    """The state before the first step.
+
+    Clocks start at random, so that the worlds' time limits do not fall together. What such a world does until its first reset is
+    a part of an episode, and none to count.
+    """
     network = network or make_network(config)
     params_key, env_key, clock_key, key = jax.random.split(jax.random.key(config.seed), 4)
     state = jax.jit(env.reset)(env_key)
-    state = state._replace(clock=jax.random.randint(clock_key, (env.num_envs,), 0, env.episode_length))
+    clock = jax.random.randint(clock_key, (env.num_envs,), 0, env.episode_length)
+    state = state._replace(clock=clock, next_task_start=clock == 0)
     inputs = inputs_of(config, state.obs, state.privileged)
     stats = {name: RunningStats.create(x.shape[-1]) for name, x in vector_inputs(inputs).items() if config.normalize_obs}
     params = jax.jit(network.init)(params_key, jax.tree.map(lambda x: x[:1], inputs))

@@ -272,5 +272,5 @@ def main(flags: Flags) -> int:
 
 
 if __name__ == "__main__":
-    with cli.user_errors():
+    with cli.user_errors(trains=True):
         sys.exit(main(tyro.cli(Flags, description=__doc__)))

@@ -37,10 +37,11 @@ class Flags:
 def main(flags: Flags) -> None:
     """Copy, judge, film."""
     policy = checkpoints.load_policy(flags.model_path)
+    run = next((p for p in Path(flags.model_path).absolute().parents if (p / "checkpoints").is_dir()), None)
     # Nothing of where it was made, and nothing that a reader of the configuration would look for in vain.
     config = dataclasses.replace(
         policy.config, log_dir=f"runs/{flags.to.name}", teacher=flags.teacher, init_from=None, overwrite=False, resume=None
-    )
+    ).validate()
     checkpoints.save_model(flags.to, Policy(config, policy.params, policy.stats))
     for note in flags.to.rglob("commit_success.txt"):  # Orbax writes the absolute path there
         note.write_text("Checkpoint commit was successful\n")
@@ -59,8 +60,10 @@ def main(flags: Flags) -> None:
     print(
         f"success {report.success_rate:.1%} {report.success_interval}, clean {report.clean_rate:.1%}, jerk {report.mean_jerk:.0f}"
     )
+    if run is None:  # a model that was copied out of its run
+        return
     for record in ("progress.csv", "eval/evaluations.csv"):
-        source, copy = Path(flags.model_path).parent / record, flags.to / record
+        source, copy = run / record, flags.to / record
         if source.exists():
             copy.parent.mkdir(exist_ok=True)
             shutil.copy(source, copy)

@@ -80,15 +80,15 @@ def actions_of(num_worlds: int, steps: int) -> jax.Array:
 
 def bare_physics(engine: Engine, flags: Flags, num_worlds: int) -> Callable[[], Any]:
     """The engine's own library, in one call for all steps: `mujoco.rollout`, or a scan over `mjx.step`."""
-    model, substeps = engine.scene.model, engine.scene.substeps * flags.steps
+    model = engine.scene.model
+    # The environment's own starts and controls: what arms and objects touch decides how long a step takes.
+    env = aloha_jax.make(num_envs=num_worlds)
+    starts = env.reset(jax.random.key(0)).qpos
+    actions = jnp.clip(actions_of(num_worlds, flags.steps), env.target_low, env.target_high)
     if flags.engine == "c":
-        # The environment's own starts and controls: what arms and objects touch decides how long a step takes.
-        env = aloha_jax.make(num_envs=num_worlds)
         state = np.zeros((num_worlds, mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_FULLPHYSICS)))
-        state[:, 1 : 1 + model.nq] = env.reset(jax.random.key(0)).qpos  # behind the time
-        actions = np.asarray(actions_of(num_worlds, flags.steps))
-        actions = np.clip(actions, env.target_low, env.target_high)
-        ctrl = np.stack([action_to_ctrl(action) for action in actions], axis=1).repeat(engine.scene.substeps, axis=1)
+        state[:, 1 : 1 + model.nq] = starts  # behind the time
+        ctrl = np.stack([action_to_ctrl(action) for action in np.asarray(actions)], axis=1).repeat(engine.scene.substeps, axis=1)
         threads = len(os.sched_getaffinity(0))
         pool, each = mujoco.rollout.Rollout(nthread=threads), [mujoco.MjData(model) for _ in range(threads)]
         return lambda: pool.rollout(model, each, state, ctrl)[0]
@@ -97,16 +97,19 @@ def bare_physics(engine: Engine, flags: Flags, num_worlds: int) -> Callable[[], 
     from aloha_jax.engines.mjx import MjxEngine
 
     assert isinstance(engine, MjxEngine)
-    start = jnp.tile(jnp.asarray(model.key_qpos[0], jnp.float32), (num_worlds, 1))
     zeros = jnp.zeros((num_worlds, model.nv))
-    step = jax.vmap(mjx.step, in_axes=(None, 0))
+    substep = jax.vmap(mjx.step, in_axes=(None, 0))
 
-    def run(qpos: jax.Array) -> jax.Array:
-        data = engine._load(qpos, zeros, zeros, qpos[:, : model.nu])
-        return jax.lax.scan(lambda data, _: (step(engine.model, data), None), data, length=substeps)[0].qpos
+    def step(data: mjx.Data, action: jax.Array) -> tuple[mjx.Data, None]:
+        data = data.replace(ctrl=action_to_ctrl(action))
+        return jax.lax.fori_loop(0, engine.scene.substeps, lambda _, data: substep(engine.model, data), data), None
+
+    def run(qpos: jax.Array, actions: jax.Array) -> jax.Array:
+        data = engine._load(qpos, zeros, zeros, action_to_ctrl(actions[0]))
+        return jax.lax.scan(step, data, actions)[0].qpos
 
     compiled = jax.jit(run)
-    return lambda: compiled(start)
+    return lambda: compiled(starts, actions)
 
 
 def environment(env: Env, flags: Flags) -> Callable[[], Any]:

@@ -34,7 +34,7 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
 
     def run(main: Callable[[list[str]], None], *args: str) -> str:
         before = set(tmp_path.rglob("*"))
-        with pytest.raises(SystemExit) as end, cli.user_errors():
+        with pytest.raises(SystemExit) as end, cli.user_errors(trains=True):
             main(list(args))
         captured = capsys.readouterr()
         assert end.value.code == 2
@@ -104,6 +104,7 @@ def test_train_refuses_a_gpu_that_is_not_there(refused: Refused) -> None:
         ("--model-path . --seed -1", "--seed"),
         ("--model-path . --seed 4294967290", "--seed"),  # the tenth episode's is beyond 2^32
         ("--model-path . --sim bullet", "--sim"),
+        ("--model-path . --sim c --num-workers 2", "--num-workers"),
         ("--model-path . --sim gazebo", "--sim"),
         ("--model-path . --json missing/report.json", "--json missing/report.json"),
         ("--model-path . --json .", "--json"),
@@ -117,7 +118,7 @@ def test_eval_refuses(refused: Refused, args: str, says: str) -> None:
 
 @pytest.mark.parametrize("main", [train.main, eval_command.main])
 def test_help_is_no_error(main: Callable[[list[str]], None], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end, cli.user_errors():
+    with pytest.raises(SystemExit) as end, cli.user_errors(trains=True):
         main(["--help"])
     captured = capsys.readouterr()
     assert end.value.code == 0
@@ -154,7 +155,7 @@ def test_the_scripts_themselves_end_with_status_2(tmp_path: Path, script: str, a
     ],
 )
 def test_a_storage_error_names_the_file_and_the_remedy(capsys: pytest.CaptureFixture[str], number: int, remedy: str) -> None:
-    with pytest.raises(SystemExit) as end, cli.user_errors():
+    with pytest.raises(SystemExit) as end, cli.user_errors(trains=True):
         raise OSError(number, os.strerror(number), "/run/checkpoints/64")
     error = capsys.readouterr().err
     assert end.value.code == 2
@@ -205,7 +206,7 @@ def test_help_that_nobody_reads_to_its_end_is_no_error(script: str) -> None:
     ],
 )
 def test_out_of_memory_says_what_to_lower(capsys: pytest.CaptureFixture[str], error: Exception) -> None:
-    with pytest.raises(SystemExit) as end, cli.user_errors():
+    with pytest.raises(SystemExit) as end, cli.user_errors(trains=True):
         raise error
     assert end.value.code == 2
     assert "--n-envs" in capsys.readouterr().err
@@ -215,7 +216,7 @@ def test_a_renderer_lost_inside_a_callback_is_told_in_one_line(capsys: pytest.Ca
     def draw(x: jax.Array) -> None:
         raise RendererUnavailable("render worker 7 was killed by SIGKILL, the 3rd in a row: free some memory")
 
-    with pytest.raises(SystemExit) as end, cli.user_errors():
+    with pytest.raises(SystemExit) as end, cli.user_errors(trains=True):
         jax.jit(lambda x: jax.pure_callback(draw, jax.ShapeDtypeStruct((), x.dtype), x))(1.0).block_until_ready()
     assert end.value.code == 2
     assert capsys.readouterr().err == "error: render worker 7 was killed by SIGKILL, the 3rd in a row: free some memory\n"
@@ -223,22 +224,31 @@ def test_a_renderer_lost_inside_a_callback_is_told_in_one_line(capsys: pytest.Ca
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_has_the_shells_status(capsys: pytest.CaptureFixture[str], number: signal.Signals) -> None:
-    with pytest.raises(SystemExit) as end, cli.user_errors():
+    with pytest.raises(SystemExit) as end, cli.user_errors(trains=True):
         raise Interrupted(number, "stopped; to go on: train.py --resume x")
     assert end.value.code == 128 + number
     assert capsys.readouterr().err == "error: stopped; to go on: train.py --resume x\n"
 
 
 def test_an_interruption_has_the_shells_status(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end, cli.user_errors():
+    with pytest.raises(SystemExit) as end, cli.user_errors(trains=True):
         raise KeyboardInterrupt
     assert end.value.code == 130
     assert "--resume" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), MemoryError(), OSError(errno.ENOSPC, "No space left on device")])
+def test_what_does_not_train_speaks_of_no_checkpoints(capsys: pytest.CaptureFixture[str], error: BaseException) -> None:
+    with pytest.raises(SystemExit), cli.user_errors():
+        raise error
+    message = capsys.readouterr().err
+    assert message.startswith("error: ")
+    assert not any(word in message for word in ("checkpoint", "--resume", "--n-envs"))
+
+
 @pytest.mark.parametrize("error", [OSError(errno.EIO, "broken"), ValueError("bug"), jax.errors.JaxRuntimeError("INTERNAL: bug")])
 def test_a_bug_keeps_its_traceback(error: Exception) -> None:
-    with pytest.raises(type(error)), cli.user_errors():
+    with pytest.raises(type(error)), cli.user_errors(trains=True):
         raise error
 
 

@@ -125,6 +125,23 @@ def test_the_same_seed_gives_the_same_episode_alone_or_among_others(policy: Poli
     assert np.abs(several[0].qpos - several[1].qpos).max() > 1e-2
 
 
+def test_many_episodes_are_run_in_batches_of_one_program(policy: Policy, several: list[Rollout], monkeypatch: Any) -> None:
+    """Two at a time, the second time with one to spare."""
+    evaluators: list[Any] = []
+
+    class Counted(evaluation.EngineEvaluator):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            evaluators.append(self)
+
+    monkeypatch.setattr(evaluation, "EngineEvaluator", Counted)
+    monkeypatch.setattr(evaluation, "AT_ONCE", 2)
+    for a, b in zip(several, rollouts_of(policy, "c", 3, seed=5), strict=True):
+        np.testing.assert_allclose(a.qpos, b.qpos, atol=1e-4)
+    [evaluator] = evaluators
+    assert evaluator._run._cache_size() == 1
+
+
 def test_an_evaluation_can_be_abandoned_after_a_few_steps(policy: Policy) -> None:
     evaluator, asked = evaluation.EngineEvaluator(SMALL, [5]), 0
 

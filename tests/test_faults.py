@@ -26,7 +26,7 @@ from tests.tiny_disk import tiny_disk
 
 def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     """The line on stderr of a `train.py` that ends with status 2."""
-    with pytest.raises(SystemExit) as end, cli.user_errors():
+    with pytest.raises(SystemExit) as end, cli.user_errors(trains=True):
         train.main(list(args))
     error = capsys.readouterr().err
     assert end.value.code == 2

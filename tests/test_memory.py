@@ -1,14 +1,16 @@
 """What does not fit is refused before it is allocated, with what would fit."""
 
 import dataclasses
+import os
 import re
+from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from aloha_jax import memory, training
+from aloha_jax import memory, startup, training
 from aloha_jax.config import Config, ConfigError
 from aloha_jax.env import make_from_config
 from aloha_jax.presets import PRESETS
@@ -76,3 +78,22 @@ def test_memory_of_this_machine_is_known() -> None:
     assert available is not None
     assert 10**9 < available < 10**14
     assert np.isfinite(available)
+
+
+def test_a_container_has_the_memory_it_was_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(startup, "CGROUP", tmp_path)
+    whole = memory.available_memory()
+    assert whole is not None
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory.available_memory() == whole
+    (tmp_path / "memory.max").write_text("123456789\n")
+    assert memory.available_memory() == 123456789
+
+
+@pytest.mark.parametrize(("quota", "cores"), [("max 100000", 8), ("200000 100000", 2), ("50000 100000", 1), ("250000 100000", 3)])
+def test_a_container_has_the_cores_it_was_given(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, cores: int) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(startup, "CGROUP", tmp_path)
+    assert startup.usable_cores() == 8
+    (tmp_path / "cpu.max").write_text(quota + "\n")
+    assert startup.usable_cores() == cores

@@ -203,11 +203,14 @@ def test_the_two_objectives_add_up_by_their_weights(jit: Callable) -> None:
 
 
 def test_what_the_teacher_did_is_no_evidence_for_ppo(jit: Callable) -> None:
+    """Two samples of which one is the policy's own: objective and diagnostics are those of that one alone."""
     params, batch = lookup_batch([1.1, 0.9], [2.0, 2.0])
     batch = batch._replace(own=jnp.array([True, False]))
-    gradient, metrics = jit(lambda params: jax.grad(ppo.loss, has_aux=True)(params, table, batch, Hyperparameters()))(params)
-    np.testing.assert_allclose(gradient["mean"], [[-2.2 / 2], [0.0]], rtol=1e-5)
-    np.testing.assert_allclose(metrics["approx_kl"], 0.0046898, rtol=1e-4)  # of the one that was its own
+    hp = Hyperparameters(normalize_advantage=False)
+    gradient, metrics = jit(lambda params: ppo.minibatch_gradient(params, table, batch, hp))(params)
+    np.testing.assert_allclose(gradient["mean"], [[-2.2], [0.0]], rtol=1e-5)
+    np.testing.assert_allclose(metrics["policy_loss"], -2.2, rtol=1e-5)
+    np.testing.assert_allclose(metrics["approx_kl"], 0.0046898, rtol=1e-4)
     np.testing.assert_allclose(metrics["clip_fraction"], 0.0)
 
 
@@ -285,6 +288,18 @@ def test_advantages_are_whitened_among_samples_of_like_value() -> None:
     np.testing.assert_allclose(together, (advantage - 151.0) / np.std(advantage), rtol=1e-5)
 
 
+@pytest.mark.parametrize("bins", [1, 2])
+def test_only_what_the_policy_did_itself_is_whitened(bins: int) -> None:
+    """Per arm; what the teacher did, with advantages of a hundred, neither shifts nor scales the rest."""
+    advantage = jnp.array([[1.0, 5.0], [100.0, 100.0], [3.0, 9.0], [100.0, 100.0]])
+    value = jnp.array([[0.0, 1.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
+    own = jnp.array([[True], [False], [True], [False]])
+    expected = ppo.whitened(advantage[::2], value[::2], bins)
+    np.testing.assert_allclose(ppo.whitened(advantage, value, bins, own)[::2], expected, rtol=1e-5)
+    np.testing.assert_array_equal(ppo.whitened(advantage, value, bins, own)[1::2], 0.0)
+    np.testing.assert_array_equal(ppo.whitened(advantage, value, bins, jnp.zeros_like(own)), 0.0)
+
+
 def test_a_minibatch_is_whitened_in_as_many_bins_as_asked_for() -> None:
     params, batch = lookup_batch([1.0, 1.0, 1.0, 1.0], [1.0, 3.0, 100.0, 500.0])
     batch = batch._replace(value=jnp.arange(4.0))
@@ -304,11 +319,13 @@ def random_rollout(t: int, n: int, network: ActorCritic) -> tuple[Any, Batch]:
     return params, Batch(inputs, action, log_prob, value, advantage, target)
 
 
+@pytest.mark.parametrize("own", [None, [True, False, False] * 3 + [True] * 3], ids=["alone", "with a teacher"])
 @pytest.mark.parametrize("microbatch_size", [1, 4, 12])
-def test_microbatches_add_up_to_the_minibatch(microbatch_size: int) -> None:
+def test_microbatches_add_up_to_the_minibatch(microbatch_size: int, own: list[bool] | None) -> None:
     network = ActorCritic(hidden_sizes=(8,), action_size=2)
     params, batch = random_rollout(3, 4, network)
     batch = jax.tree.map(lambda x: x.reshape(12, *x.shape[2:]), batch)
+    batch = batch._replace(own=None if own is None else jnp.array(own))
 
     def gradient(microbatch_size):
         hp = Hyperparameters(microbatch_size=microbatch_size, ent_coef=0.01, clip_range_vf=0.5)

@@ -149,7 +149,8 @@ def test_value_that_depends_on_the_observation() -> None:
 
 def test_value_is_discounted() -> None:
     """Three steps, reward 1 for the last: V = 1/4, 1/2, 1 at gamma = 1/2."""
-    run, history = train(CONFIG, Chain(CONFIG.n_envs, (0, 0, 1), terminates=True, episode_length=10), NETWORK)
+    config = dataclasses.replace(CONFIG, total_timesteps=2 * CONFIG.total_timesteps)
+    run, history = train(config, Chain(CONFIG.n_envs, (0, 0, 1), terminates=True, episode_length=10), NETWORK)
     _, value = judge(run, NETWORK, jnp.array([[0.0], [1.0], [2.0]]))
     np.testing.assert_allclose(value, [0.25, 0.5, 1], atol=0.03)
     assert history[-1]["episode_length"] == 3 * history[-1]["episodes"]

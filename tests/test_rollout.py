@@ -160,6 +160,18 @@ def with_known_values(x: Rollout) -> Rollout:
     return x._replace(transitions=x.transitions._replace(final_value=x.transitions.final_value * known))
 
 
+def test_an_episode_that_began_in_its_middle_does_not_count(env: Env) -> None:
+    """In worlds whose clocks start anywhere, only episodes as long as the time limit are counted."""
+    config = dataclasses.replace(CONFIG, n_steps=2 * CONFIG.episode_length)
+    run = training.init_run(config, env)
+    rollout = compiled(Collector, env, run, config)()
+    ends = int(rollout.transitions.truncated.sum() + rollout.transitions.terminated.sum())
+    begun_in_the_middle = int((run.env.clock > 0).sum())
+    assert begun_in_the_middle > 0
+    assert rollout.episodes["episodes"] == ends - begun_in_the_middle > 0
+    assert rollout.episodes["episode_length"] == CONFIG.episode_length * rollout.episodes["episodes"]
+
+
 def test_worlds_explore_each_in_its_own_way(pipelined: Callable[[], Rollout]) -> None:
     action = np.asarray(pipelined().transitions.action)
     assert len(np.unique(action.reshape(-1, action.shape[-1]), axis=0)) == CONFIG.n_envs * CONFIG.n_steps

@@ -97,7 +97,7 @@ def test_a_run_that_lost_its_last_checkpoint_goes_on_from_the_one_before(
 
 def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
     """The one or two lines on stderr of a `train.py` that ends with status 2."""
-    with pytest.raises(SystemExit) as end, cli.user_errors():
+    with pytest.raises(SystemExit) as end, cli.user_errors(trains=True):
         train.main(list(args))
     error = capsys.readouterr().err
     assert end.value.code == 2
@@ -128,9 +128,11 @@ def test_a_flag_that_contradicts_the_resumed_run_is_refused(
 
 def test_a_flag_that_agrees_with_the_resumed_run_is_accepted(state_run: Path) -> None:
     config, given = cli.parse_config(["--resume", str(state_run), "--obs", "state", "--preset", "smoke"])
-    assert run_directory.resumed_config(state_run, config, given) == dataclasses.replace(
-        Config.load(state_run / "config.json"), device="auto"
-    )
+    saved = Config.load(state_run / "config.json")
+    assert saved.device == "cpu"  # and so it goes on there, unless told otherwise
+    assert run_directory.resumed_config(state_run, config, given) == saved
+    config, given = cli.parse_config(["--resume", str(state_run), "--device", "auto"])
+    assert run_directory.resumed_config(state_run, config, given).device == "auto"
 
 
 def test_a_run_is_resumed_without_what_only_its_start_needed(resumable: Path, tmp_path: Path) -> None:
@@ -306,9 +308,9 @@ def test_out_of_memory(resumable: Path, capsys: pytest.CaptureFixture[str], monk
 
 
 def test_a_bug_keeps_its_traceback() -> None:
-    with pytest.raises(jax.errors.JaxRuntimeError), cli.user_errors():
+    with pytest.raises(jax.errors.JaxRuntimeError), cli.user_errors(trains=True):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
-    with pytest.raises(OSError, match="device on fire"), cli.user_errors():
+    with pytest.raises(OSError, match="device on fire"), cli.user_errors(trains=True):
         raise OSError(5, "device on fire")
 
 

@@ -203,6 +203,16 @@ def test_an_update_is_timed_to_its_end(tmp_path: Path) -> None:
     assert begun._pending[2] - before >= 0.5
 
 
+def test_a_start_that_saw_other_numbers_is_refused(tmp_path: Path) -> None:
+    """What was commanded and what was measured are 14 numbers both."""
+    commands = dataclasses.replace(STUDENT, obs="pixels", observe_target=True, normalize_obs=False)
+    joints = dataclasses.replace(commands, obs="pixels_agent_pos", observe_target=False, init_from=str(tmp_path / "model"))
+    params = init_params(commands, jax.random.key(0))
+    checkpoints.save_model(tmp_path / "model", Policy(commands, params, init_stats(commands)))
+    with pytest.raises(ConfigError, match="--obs pixels_agent_pos here, pixels there"):
+        checkpoints.load_initial(joints)
+
+
 @pytest.mark.parametrize(("name", "value"), [("activation", "relu"), ("action", "absolute")])
 def test_a_start_whose_parameters_mean_something_else_is_refused(saved: Path, name: str, value: str) -> None:
     assert getattr(TEACHER, name) != value

@@ -32,6 +32,7 @@ class ToyState(NamedTuple):
     invalid: jax.Array
     episode: Episode
     task_start: jax.Array
+    next_task_start: jax.Array
 
     @property
     def done(self) -> jax.Array:
@@ -67,7 +68,7 @@ class ToyEnv:
         integers, floats, no = (jnp.zeros(self.num_envs, dtype) for dtype in (int, float, bool))
         episode = Episode(floats, integers, integers)
         arms = jnp.zeros((self.num_envs, self.num_arms))
-        return ToyState(world, integers, key, obs, obs, obs, obs, floats, arms, integers, no, no, no, episode, ~no)
+        return ToyState(world, integers, key, obs, obs, obs, obs, floats, arms, integers, no, no, no, episode, ~no, ~no)
 
     def step(self, state: ToyState, action: jax.Array) -> ToyState:
         world, reward, terminated = jax.vmap(self.move)(state.world, action)
@@ -96,6 +97,8 @@ class ToyEnv:
             terminated=terminated,
             truncated=truncated,
             episode=episode,
+            task_start=state.next_task_start,
+            next_task_start=state.next_task_start | done,
         )
 
 
