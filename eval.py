@@ -1,7 +1,6 @@
 """Judge a policy: `uv run eval.py --help`."""
 
 import dataclasses
-import os
 import sys
 from pathlib import Path
 from typing import Any, Literal
@@ -48,17 +47,12 @@ def main(args: list[str]) -> None:
     """Parse, judge, report."""
     flags = cli.parse(Flags, args, description="Judge a policy in gym_aloha or in our own engines.")
     cli.choose_device(flags.device)
-    if flags.n_episodes < 1:
-        raise ConfigError(f"--n-episodes must be at least 1, got {flags.n_episodes}")
-    if flags.num_workers < 1:
-        raise ConfigError(f"--num-workers must be at least 1, got {flags.num_workers}")
+    cli.require_episodes(flags.n_episodes, flags.seed, flags.num_workers)
     if flags.num_workers > 1 and flags.sim != "gym_aloha":
         raise ConfigError(f"--num-workers is for gym_aloha: --sim {flags.sim} runs its episodes as one batch")
-    if not 0 <= flags.seed < 2**32 - flags.n_episodes:
-        raise ConfigError(f"--seed must lie in 0..{2**32 - flags.n_episodes - 1}, got {flags.seed}")
     for flag, file in (("--json", flags.json), ("--video-path", flags.video_path)):
         if file is not None:
-            require_writable(flag, Path(file))
+            cli.require_writable(flag, Path(file))
     policy = checkpoints.load_policy(flags.model_path)
     video = video_path(flags) if flags.save_video or flags.video_path else None
     if video is not None:
@@ -68,15 +62,6 @@ def main(args: list[str]) -> None:
     if flags.json is not None:
         report.write(Path(flags.json))
     print_report(report, {"video": video} if video else {})
-
-
-def require_writable(flag: str, path: Path) -> None:
-    """Raises `ConfigError` before the work if its result could not be written."""
-    folder = path.absolute().parent
-    if not folder.is_dir():
-        raise ConfigError(f"{flag} {path}: there is no such folder")
-    if path.is_dir() or not os.access(folder, os.W_OK):
-        raise ConfigError(f"{flag} {path} is a folder, or cannot be written")
 
 
 def video_path(flags: Flags) -> Path:

@@ -216,7 +216,8 @@ def load_teacher(config: Config) -> Policy | None:
     """
     if config.teacher is None:
         return None
-    teacher = load_policy(config.teacher, "--teacher")
+    shipped = Path(__file__).parents[1] / config.teacher  # where a preset finds its own, from wherever it is started
+    teacher = load_policy(config.teacher if Path(config.teacher).exists() or not shipped.exists() else shipped, "--teacher")
     if teacher.config.obs != "state":
         raise ConfigError(f"--teacher {config.teacher} sees {teacher.config.obs}; it must be trained with --obs state")
     for name in ("task", "action"):

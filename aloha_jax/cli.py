@@ -11,6 +11,7 @@ import re
 import sys
 import typing
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import jax
@@ -18,7 +19,7 @@ import tyro
 
 from aloha_jax import startup
 from aloha_jax.checkpoints import CheckpointError
-from aloha_jax.config import Config, ConfigError
+from aloha_jax.config import MAX_EPISODES, Config, ConfigError
 from aloha_jax.pixels import RendererUnavailable
 from aloha_jax.presets import PRESETS
 from aloha_jax.run import Diverged
@@ -115,6 +116,7 @@ def user_errors(trains: bool = False) -> Iterator[None]:
     intact = "; checkpoints already written are intact" if trains else ""
     out_of_memory = "out of memory" + (": lower --n-envs or --n-steps, or give --microbatch-size" if trains else "") + intact
     startup.raise_when_interrupted()
+    _print_anything()
     try:
         yield
     except (ConfigError, CheckpointError, RendererUnavailable, Diverged) as error:
@@ -136,6 +138,36 @@ def user_errors(trains: bool = False) -> Iterator[None]:
         _fail(out_of_memory)
     except KeyboardInterrupt:
         _fail("interrupted" + ("; --resume goes on from the newest checkpoint" if trains else ""), status=130)
+
+
+def require_episodes(n_episodes: int, seed: int, num_workers: int = 1) -> None:
+    """Refuse what cannot be judged.
+
+    Raises:
+        ConfigError: naming the flag.
+    """
+    if not 1 <= n_episodes <= MAX_EPISODES:
+        raise ConfigError(f"--n-episodes must lie in 1..{MAX_EPISODES}, got {n_episodes}")
+    if num_workers < 1:
+        raise ConfigError(f"--num-workers must be at least 1, got {num_workers}")
+    if not 0 <= seed < 2**32 - n_episodes:
+        raise ConfigError(f"--seed must lie in 0..{2**32 - n_episodes - 1}, got {seed}")
+
+
+def require_writable(flag: str, path: Path) -> None:
+    """Raises `ConfigError` before the work if its result could not be written."""
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise ConfigError(f"{flag} {path}: there is no such folder")
+    if path.is_dir() or not os.access(folder, os.W_OK):
+        raise ConfigError(f"{flag} {path} is a folder, or cannot be written")
+
+
+def _print_anything() -> None:
+    """A path may have letters that the terminal does not."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _fail(message: str, status: int = 2) -> typing.NoReturn:

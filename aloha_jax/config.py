@@ -19,6 +19,7 @@ WORK_AREA = (196, 180, 168, 280)
 
 
 LEARNING_RATE_BOUNDS = (1e-5, 2e-3)  # of the adaptive schedule
+MAX_EPISODES = 100_000  # that are judged at a time
 MIN_BIN = 8  # samples that --advantage-bins leaves for each
 MAX_START_SHIFT = 0.04  # metres; peg and socket, 12 cm long, then start at least 12 cm apart
 MAX_CAMERA_SHIFT = 0.2  # metres; the camera hangs 0.8 m above the table
@@ -241,6 +242,8 @@ class Config:
             _require(0 < getattr(self, name) < float("inf"), name, "must be positive and finite", getattr(self, name))
         for name in ("gamma", "gae_lambda"):
             _require(0 <= getattr(self, name) <= 1, name, "must lie in 0..1", getattr(self, name))
+        for name in ("eval_episodes", "final_eval_episodes"):
+            _require(getattr(self, name) <= MAX_EPISODES, name, f"must be at most {MAX_EPISODES}", getattr(self, name))
         costs = ("ent_coef", "vf_coef", "ppo_coef", "distill_coef", "action_cost", "action_change_cost", "carry")
         for name in (*costs, "final_eval_episodes"):
             _require(0 <= getattr(self, name) < float("inf"), name, "must not be negative", getattr(self, name))

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -17,6 +18,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
+from aloha_jax.config import ConfigError
 from aloha_jax.evaluation import Report
 from aloha_jax.video import gif_bytes
 
@@ -61,8 +63,10 @@ class CsvFile:
         self._columns: list[str] | None = None
         self.last_env_steps = -1
         if path.exists():
-            with path.open(newline="") as file:
+            with path.open(newline="", errors="replace") as file:
                 header, *rows = list(csv.reader(line for line in file if line.endswith("\n"))) or [[]]
+            if header and header[0] != "env_steps":
+                raise ConfigError(f"{path} is damaged, its first line is not that of a run: move it away to go on without it")
             rows = [row for row in rows if len(row) == len(header) and row[0].isdigit() and int(row[0]) <= last_env_steps]
             unfinished = path.with_name(f".{path.name}.part")
             with unfinished.open("w", newline="") as file:
@@ -143,9 +147,9 @@ class MetricsLogger:
         self.console = make_console(quiet)
         records = records or {}
         first_step = start_timesteps + 1 if start_timesteps else 0
-        self._tensorboard = TensorBoard(run_dir / "tensorboard", first_step, self.console.print)
         self._progress_csv = CsvFile(run_dir / "progress.csv", start_timesteps)
         self._evaluations_csv = CsvFile(run_dir / "eval" / "evaluations.csv", start_timesteps)
+        self._tensorboard = TensorBoard(run_dir / "tensorboard", first_step, self.console.print)
         self._episodes: deque[Mapping[str, float]] = deque(records.get("episodes", ()))
         self._seconds_before = float(records.get("seconds", 0.0))
         self._start = time.monotonic()
@@ -253,9 +257,15 @@ class MetricsLogger:
         self._bar.update(self._task, completed=env_steps, status="  ".join(parts))
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Whoever read the console is gone, as `head` is after some lines: the training goes on in silence."""
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def make_console(quiet: bool = False) -> Console:
     """A console as wide as the terminal; where there is none, wide enough that paths stay whole."""
-    console = Console(quiet=quiet, highlight=False)
+    console = _Console(quiet=quiet, highlight=False)
     if not console.is_terminal:
         console.width = 1000
     return console

@@ -69,7 +69,11 @@ class Policy:
 
 def act(config: Config, params: Any, stats: dict[str, RunningStats], obs: Any, key: jax.Array | None) -> jax.Array:
     """The pure function behind `Policy.act`, for use under `jit`."""
-    inputs = {name: x if name == "pixels" else jnp.asarray(x, jnp.float32) for name, x in as_inputs(obs).items()}
+    if "pixels" in (raw := as_inputs(obs)):
+        size = (config.image_height, config.image_width, 3)
+        if (pixels := raw["pixels"]).shape[1:] != size or pixels.dtype != jnp.uint8:
+            raise ValueError(f"pixels are uint8[N, {', '.join(map(str, size))}], not {pixels.dtype}{list(pixels.shape)}")
+    inputs = {name: x if name == "pixels" else jnp.asarray(x, jnp.float32) for name, x in raw.items()}
     distribution: Any = make_network(config).apply(params, normalize_inputs(inputs, stats), method="policy")
     action = distribution.mean if key is None else networks.sample(distribution, key)
     return clip_action(config, action)

@@ -128,6 +128,7 @@ class Collector:
         return transition, d.vectors, _episode_sums(after)
 
     def _value_of(self, obs: Observation, privileged: jax.Array) -> jax.Array:
+        """Values of observations as they are: for a critic that sees pixels, without `_decide`'s augmentation."""
         inputs = normalize_inputs(inputs_of(self.config, obs, privileged), self.stats)
         apply: Any = self.network.apply
         return apply(self.params, inputs, method="value")

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -173,9 +174,10 @@ class Run:
             writer = CheckpointWriter(fresh / "checkpoints")
             self._save_to(writer, state, records)
             writer.close()
+        replay = f"train.py --resume {shlex.quote(str(directory))}"
         return (
             f"gradients were not finite in {MAX_BROKEN_UPDATES} updates in a row, up to {self.env_steps} steps: "
-            f"lower --learning-rate or --max-grad-norm; `train.py --resume {directory}` replays it; the checkpoints are intact"
+            f"lower --learning-rate or --max-grad-norm; `{replay}` replays it; the checkpoints are intact"
         )
 
     def _evaluate(self, env_steps: int, interrupted: Callable[[], bool] = lambda: False) -> None:
@@ -356,7 +358,7 @@ def _prepare(config: Config, resume: bool, claims: contextlib.ExitStack) -> tupl
 def _train_and_judge(config: Config, resume: bool, env: Env) -> Path:
     directory = Path(config.log_dir)
     go_on, again = (
-        f"stopped; to go on: train.py --resume {directory}",
+        f"stopped; to go on: train.py --resume {shlex.quote(str(directory))}",
         "stopped before there was a checkpoint: start it again, with --overwrite",
     )
     with StopRequest(go_on, go_on if checkpoints.latest_checkpoint(directory) is not None else again) as stop:
@@ -377,12 +379,12 @@ def _train_and_judge(config: Config, resume: bool, env: Env) -> Path:
             "best model": directory / "best_model",
             "final model": directory / "final_model",
             "learning curve": directory / "learning_curve.png",
-            "TensorBoard": f"tensorboard --logdir {directory / 'tensorboard'}",
+            "TensorBoard": f"tensorboard --logdir {shlex.quote(str(directory / 'tensorboard'))}",
         }
         if config.final_eval_episodes:
             report, video = final_evaluation(config, directory, run.logger)
             console.print(report_table(report))
             paths |= {"report": directory / "eval" / "report.json"} | ({"video": video} if video else {})
-    paths["evaluate"] = f"uv run eval.py --model-path {directory / 'best_model'}"
+    paths["evaluate"] = f"uv run eval.py --model-path {shlex.quote(str(directory / 'best_model'))}"
     console.print(summary_table("done", paths))
     return directory

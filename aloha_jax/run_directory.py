@@ -20,9 +20,20 @@ def check_directory(config: Config) -> None:
     """Refuse, before anything is done, what `prepare_directory` would have to refuse.
 
     Raises:
-        ConfigError: `log_dir` is a file, or holds something that must not be deleted.
+        ConfigError: `log_dir` is a file, holds something that must not be deleted, or is no place for a run.
     """
     directory = Path(config.log_dir)
+    whole = directory.resolve()
+    if whole == Path.cwd():
+        raise ConfigError(f"--log-dir {directory} is the folder you are in: give the run one of its own")
+    if set(str(whole)) & set("[]\\"):  # TensorStore's databases are found by patterns
+        raise ConfigError(f"--log-dir {whole}: Orbax loses checkpoints in a path with [, ] or a backslash; choose another place")
+    for name in ("init_from", "teacher"):
+        model = getattr(config, name)
+        if config.overwrite and model is not None and Path(model).resolve().is_relative_to(whole):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} {model} is a part of what --overwrite deletes: choose another --log-dir"
+            )
     if directory.exists() and not directory.is_dir():
         raise ConfigError(f"--log-dir {directory} is a file")
     if directory.is_dir() and any(directory.iterdir()):
@@ -115,7 +126,7 @@ def resumed_config(directory: Path, flags: Config, given: set[str]) -> Config:
         raise ConfigError(f"--resume {directory} is a model, not a run: --init-from starts a run from it")
     if checkpoints.latest_checkpoint(directory) is None:
         raise CheckpointError(
-            f"--resume {directory}: no complete checkpoint in its checkpoints folder; start it with --overwrite"
+            f"--resume {directory}: no complete checkpoint in its folder; --init-from starts from a model, if it has one"
         )
     saved = dataclasses.replace(Config.load(directory / "config.json"), log_dir=str(directory))
     for name in sorted(given - set(RESUMABLE)):

@@ -6,6 +6,7 @@ import os
 import pathlib
 import signal
 import sys
+import tempfile
 import time
 
 _STARTED = time.monotonic()
@@ -57,7 +58,10 @@ def remember_compilations() -> None:
 def _user_cache() -> pathlib.Path:
     if sys.platform == "darwin":
         return pathlib.Path.home() / "Library" / "Caches"
-    return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    try:
+        return pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache")
+    except RuntimeError:  # a container's user without a home
+        return pathlib.Path(tempfile.gettempdir())
 
 
 def require_opengl() -> None:

@@ -13,6 +13,7 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 import tyro
 
 from aloha_jax import checkpoints, cli, evaluation, judge
+from aloha_jax.config import ConfigError
 from aloha_jax.policy import Policy
 
 
@@ -36,6 +37,9 @@ class Flags:
 
 def main(flags: Flags) -> None:
     """Copy, judge, film."""
+    cli.require_episodes(flags.n_episodes, flags.seed, flags.num_workers)
+    if flags.to.exists():
+        raise ConfigError(f"--to {flags.to} exists: choose another, or delete it yourself")
     policy = checkpoints.load_policy(flags.model_path)
     run = next((p for p in Path(flags.model_path).absolute().parents if (p / "checkpoints").is_dir()), None)
     # Nothing of where it was made, and nothing that a reader of the configuration would look for in vain.

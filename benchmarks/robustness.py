@@ -78,11 +78,12 @@ def main(flags: Flags) -> None:
     """Print a row per condition."""
     policy = checkpoints.load_policy(flags.model_path)
     tried = conditions(flags, policy.config.has_pixels)
-    if flags.n_episodes < 1:
-        raise ConfigError(f"--n-episodes must be at least 1, got {flags.n_episodes}")
+    cli.require_episodes(flags.n_episodes, flags.seed, flags.num_workers)
     for path in (flags.videos, flags.json and flags.json.parent):  # before the first episode, not after the last
         if path is not None:
             path.mkdir(parents=True, exist_ok=True)
+    if flags.json is not None:
+        cli.require_writable("--json", flags.json)
     found = {}
     for name, condition in tried.items():
         seeds = list(range(flags.seed, flags.seed + flags.n_episodes))

@@ -37,6 +37,8 @@ class Flags:
 
 
 def main(flags: Flags) -> None:
+    cli.require_episodes(1, flags.seed)
+    cli.require_writable("--out", flags.out)
     policy = checkpoints.load_policy(flags.model_path)
     known = CONDITIONS | VISUAL_CONDITIONS
     if flags.condition not in known:

@@ -1,5 +1,6 @@
 """The judge: counts by hand, known intervals, gym_aloha's own physics, and `eval.py` as a stranger would use it."""
 
+import concurrent.futures
 import dataclasses
 import json
 import multiprocessing
@@ -155,6 +156,27 @@ def test_an_evaluation_can_be_abandoned_after_a_few_steps(policy: Policy) -> Non
     assert asked == 2  # not once more after it was told
     [rollout], _ = evaluator(policy)
     assert len(rollout.levels) == SMALL.episode_length
+
+
+@pytest.mark.parametrize("pixels", [np.zeros((2, 31, 32, 3), np.uint8), np.zeros((2, 32, 32, 3), np.float32)])
+def test_pictures_of_another_size_or_kind_are_refused(pixels: np.ndarray) -> None:
+    config = PRESETS["smoke"]
+    policy = Policy(config, init_params(config, jax.random.key(0)), init_stats(config))
+    with pytest.raises(ValueError, match=r"pixels are uint8\[N, 32, 32, 3\], not "):
+        policy.act({"pixels": jnp.asarray(pixels), "agent_pos": jnp.zeros((2, 14))})
+
+
+def test_a_report_goes_through_links_and_into_what_is_no_file(several: list[Rollout], tmp_path: Path) -> None:
+    report, link = summarize(several, "c"), tmp_path / "link"
+    link.symlink_to(tmp_path / "there.json")
+    report.write(link)
+    assert link.is_symlink()
+    assert json.loads((tmp_path / "there.json").read_text())["n_episodes"] == 3
+    os.mkfifo(tmp_path / "pipe")
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        text = pool.submit((tmp_path / "pipe").read_text)
+        report.write(tmp_path / "pipe")
+        assert json.loads(text.result())["n_episodes"] == 3
 
 
 def test_sampled_actions_follow_the_seed(policy: Policy, several: list[Rollout]) -> None:

@@ -2,6 +2,8 @@
 
 import csv
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -167,3 +169,22 @@ def test_paths_stay_whole_in_tables(capsys: pytest.CaptureFixture[str]) -> None:
     path = "/a/rather/long/path/" + 5 * "of-folders-within-folders/"
     metrics.make_console().print(metrics.summary_table("done", {"best model": path}))
     assert path in capsys.readouterr().out
+
+
+def test_whoever_stops_reading_the_console_stops_nothing() -> None:
+    """As `train.py | head -1` does."""
+    program = """if True:
+        import sys
+        from aloha_jax.metrics import make_console
+        console = make_console()
+        for _ in range(10_000):
+            console.print("x" * 100)
+        print("went on", file=sys.stderr)
+    """
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == "went on\n"
+    assert process.returncode == 0

@@ -227,6 +227,36 @@ def test_log_dir_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert f"--log-dir {below}" in refused(capsys, *FLAGS, *STATE, "--log-dir", str(below))
 
 
+@pytest.mark.parametrize("name", ["[x]", "a\\b"])
+def test_a_place_where_orbax_loses_checkpoints_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    assert "--log-dir" in refused(capsys, *FLAGS, *STATE, "--log-dir", str(tmp_path / name / "run"))
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [".", ""])
+def test_the_folder_one_is_in_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert "the folder you are in" in refused(capsys, *FLAGS, *STATE, "--log-dir", name, "--overwrite")
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("flags", [("--init-from",), ("--distill-coef", "1", "--teacher")])
+def test_overwrite_does_not_delete_what_the_run_begins_with(
+    state_run: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...]
+) -> None:
+    before = snapshot(state_run)
+    error = refused(capsys, *FLAGS, *STATE, "--log-dir", str(state_run), "--overwrite", *flags, str(state_run / "final_model"))
+    assert f"{flags[-1]} {state_run}" in error
+    assert snapshot(state_run) == before
+
+
+def test_a_record_that_is_none_is_not_gone_on_with(resumable: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (resumable / "progress.csv").write_bytes(b"\xff\x00 nonsense\n1,2\n")
+    assert "progress.csv is damaged" in refused(capsys, "--resume", str(resumable), "--total-timesteps", "256")
+
+
 def test_log_dir_in_use(state_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = snapshot(state_run)
     error = refused(capsys, *FLAGS, *STATE, "--log-dir", str(state_run))

@@ -203,6 +203,13 @@ def test_an_update_is_timed_to_its_end(tmp_path: Path) -> None:
     assert begun._pending[2] - before >= 0.5
 
 
+def test_a_shipped_teacher_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    teacher = checkpoints.load_teacher(PRESETS["cpu"])
+    assert teacher is not None
+    assert teacher.config.obs == "state"
+
+
 def test_a_start_that_saw_other_numbers_is_refused(tmp_path: Path) -> None:
     """What was commanded and what was measured are 14 numbers both."""
     commands = dataclasses.replace(STUDENT, obs="pixels", observe_target=True, normalize_obs=False)

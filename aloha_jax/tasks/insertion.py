@@ -218,7 +218,8 @@ class Insertion:
 
         The official level 4 says nothing of how the peg went in; its bonus does: up to 10 for a straight peg, 4 for any.
 
-        Differences of a potential cannot be earned twice, so nothing is gained by camping near a goal.
+        Differences of a potential cannot be earned twice in an episode, so nothing is gained by camping near a goal. They are not
+        discounted, as those of Ng, Harada and Russell (1999) are (docs/learning.md).
         """
         touch = self.touches(physics)
         geometry = self.geometry(physics)
