@@ -122,5 +122,5 @@ def test_robustness_tries_what_it_is_asked_to() -> None:
     assert all("friction" in name for name in names(False, "friction"))
     with pytest.raises(ConfigError, match="--only camera: occurs in none of as it is; "):
         names(False, "camera")
-    with pytest.raises(ConfigError, match="--n-episodes must be at least 1, got 0"):
+    with pytest.raises(ConfigError, match=r"--n-episodes must lie in 1\.\.100000, got 0"):
         robustness.main(robustness.Flags(model_path=str(ROBUST), n_episodes=0))
