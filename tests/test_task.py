@@ -306,11 +306,13 @@ def test_carrying_pays_for_an_object_that_is_level_and_where_the_arms_meet(exper
         position=jnp.broadcast_to(jnp.array(MEETING_POINT), geometry.position.shape),
         rotation=jnp.broadcast_to(jnp.eye(3), geometry.rotation.shape),
     )
-    np.testing.assert_allclose(plain._carry(there), 1.0, atol=1e-6)
+    np.testing.assert_allclose(plain._carry(there), 1.5, atol=1e-6)
     quarter = jnp.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
     turned = there._replace(rotation=jnp.broadcast_to(quarter, geometry.rotation.shape))
     distance = 0.06 * np.sqrt(2)
-    np.testing.assert_allclose(plain._carry(turned), np.mean(1 - np.tanh(np.array([3, 15]) * distance)), rtol=1e-5)
+    place = np.mean(1 - np.tanh(np.array([3, 15]) * distance))
+    pointing = np.mean(1 - np.tanh(np.array([1.5, 6]) * np.sqrt(2)))  # apart: the ends of two unit vectors at right angles
+    np.testing.assert_allclose(plain._carry(turned), place + 0.5 * pointing, rtol=1e-5)
     assert (plain._carry(turned) < plain._carry(geometry)).all()  # the expert's are 2 cm higher
     # Where the objects meet, peg and socket are as deep in each other as the pin allows, and straight.
     lateral, tilt, depth = plain.mating_error(there)

@@ -198,7 +198,7 @@ class Insertion:
     @property
     def highest_potential(self) -> float:
         """What either arm's potential is when the peg is inserted."""
-        return 13.0 + self.shaping.carry
+        return 13.0 + 1.5 * self.shaping.carry
 
     def start_progress(self, physics: Physics) -> Progress:
         """Progress of fresh worlds."""
@@ -258,7 +258,7 @@ class Insertion:
         return hold * (0.3 + 0.7 * jnp.exp(-jnp.square(distance / self.shaping.grip_tolerance)))
 
     def _potential(self, geometry: Geometry, grasp: jax.Array, touch: dict[str, jax.Array]) -> jax.Array:
-        """float32[N, 2]: reach (0..1) + grasp (0..1) + 3 lift (0..3) + carry (0..`shaping.carry`) + joint term (0..8)."""
+        """float32[N, 2]: reach (0..1) + grasp (0..1) + 3 lift (0..3) + carry (0..1.5 `shaping.carry`) + joint term (0..8)."""
         lift = self._lift(geometry, grasp)
         potential = self._reach(geometry) + grasp + 3.0 * lift + self._mate(geometry, lift)[:, None]
         return potential + self.shaping.carry * lift * self._carry(geometry) if self.shaping.carry else potential
@@ -278,16 +278,20 @@ class Insertion:
         return jnp.clip(height / 0.06, 0.0, 1.0) * grasp
 
     def _carry(self, geometry: Geometry) -> jax.Array:
-        """float32[N, 2] in 0..1: both ends of the arm's object are where they are to be when it meets the other one.
+        """float32[N, 2] in 0..1.5: an object is where it is to meet the other one (1, by its ends), and points there (0.5).
 
-        Unlike `_mate` it asks each arm for something that does not depend on what the other arm does.
+        Unlike `_mate` it asks each arm for something that does not depend on what the other arm does. The ends alone would pay
+        half for an object turned by 50 degrees, which is where policies stay (docs/experiments.md, 29).
         """
         axis = HALF_LENGTH * geometry.rotation[..., 0]
         ends = jnp.stack([geometry.position + axis, geometry.position - axis], axis=2)
         x, y, z = MEETING_POINT
         goal = jnp.array([[x + HALF_LENGTH, y, z], [x - HALF_LENGTH, y, z]])
         distance = jnp.linalg.norm(ends - goal[None, None], axis=-1).mean(axis=-1)
-        return 0.5 * (1.0 - jnp.tanh(3.0 * distance)) + 0.5 * (1.0 - jnp.tanh(15.0 * distance))
+        place = 0.5 * (1.0 - jnp.tanh(3.0 * distance)) + 0.5 * (1.0 - jnp.tanh(15.0 * distance))
+        turned = jnp.linalg.norm(geometry.rotation[..., 0] - jnp.array([1.0, 0.0, 0.0])[None, None], axis=-1)
+        pointing = 0.5 * (1.0 - jnp.tanh(1.5 * turned)) + 0.5 * (1.0 - jnp.tanh(6.0 * turned))
+        return place + 0.5 * pointing
 
     def _mate(self, geometry: Geometry, lift: jax.Array) -> jax.Array:
         """float32[N] in 0..8: align (6) and insert (2), counted as far as both objects are lifted."""
