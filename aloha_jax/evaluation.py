@@ -64,10 +64,10 @@ class Report:
 
     def write(self, path: Path) -> None:
         """Write as JSON; the file appears, or is replaced, once it is complete. What is no file, as a terminal, is written to."""
-        path = path.resolve()  # a link stays one
         if path.exists() and not path.is_file():
             path.write_text(self.to_json() + "\n")
             return
+        path = path.resolve()  # a link stays one
         unfinished = path.with_name(f".{path.name}.part")
         try:
             unfinished.write_text(self.to_json() + "\n")
