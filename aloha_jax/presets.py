@@ -143,17 +143,32 @@ PRESETS: dict[str, Config] = {
         eval_episodes=32,
         final_eval_episodes=4,
     ),
-    # `pixels` in eight times as many worlds: as many updates of the parameters in all, each from four times as many samples.
+    # `pixels` in eight times as many worlds: half the updates, each from twice the samples. Pictures take most of the time;
+    # OpenGL draws a fifth as many, and would bring them over from the CPU (experiment 31).
     "gpu": dataclasses.replace(
         _PIXELS,
         preset="gpu",
+        engine="mjx",
         teacher=TEACHER,
         n_envs=1024,
-        batch_size=1024,
-        total_timesteps=8_000_000,
-        checkpoint_freq=1_000_000,
-        eval_freq=500_000,
+        batch_size=512,
+        total_timesteps=1_048_576,
+        checkpoint_freq=262_144,
+        eval_freq=262_144,
         eval_episodes=128,
+        final_eval_episodes=50,
+    ),
+    # Its second stage.
+    "gpu-polish": dataclasses.replace(
+        _PIXELS_POLISH,
+        preset="gpu-polish",
+        engine="mjx",
+        teacher=TEACHER,
+        n_envs=1024,
+        batch_size=512,
+        total_timesteps=655_360,
+        checkpoint_freq=327_680,
+        eval_freq=327_680,
         final_eval_episodes=50,
     ),
     "smoke": Config(

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What is to be measured on a machine with an NVIDIA GPU, most telling first; each part has its own time limit, in seconds, and
+# What is to be measured on a machine with an NVIDIA GPU; docs/benchmarks.md has what was. Each part has a time limit, in seconds, and
 # a log in the folder given, by default ./gpu_session.
 #
 #   bash benchmarks/gpu_session.sh                                         # everything: hours
@@ -64,15 +64,15 @@ parts() {
     "$part" ppo_64 500 $throughput --size 64 --measure state-policy state-ppo pixel-policy pixel-ppo --worlds 1024 4096
     "$part" c_warp 300 $python -m benchmarks.throughput --engine c --renderer warp --size 64 --measure pixels pixel-ppo --worlds 1024
     "$part" jax 400 $python -m benchmarks.throughput --engine mjx --impl jax --measure physics state --worlds 1024
-    gpu="$train --preset gpu --engine mjx --renderer warp"
-    "$part" train_cold 300 $gpu --total-timesteps 1000000 --log-dir "$out/run"
-    "$part" train_warm 300 $gpu --total-timesteps 1000000 --log-dir "$out/run"
-    "$part" train_gpu 560 $gpu --log-dir "$out/gpu"
-    # The best so far: 8 M steps in 560 s are 14,000 a second, and there may be fewer.
-    "$part" judge_gpu 300 $python eval.py --model-path "$out/gpu/best_model" --n-episodes 200 --seed 5000000 --num-workers 8 \
+    gpu="$train --preset gpu"
+    "$part" train_gpu 300 $gpu --log-dir "$out/gpu"
+    "$part" train_gpu_polish 300 $train --preset gpu-polish --init-from "$out/gpu/final_model" --log-dir "$out/gpu-polish"
+    "$part" judge_gpu 300 $python eval.py --model-path "$out/gpu-polish/final_model" --n-episodes 200 --seed 5000000 --num-workers 8 \
         --json "$out/gpu.json"
+    # What a second start saves: the same, with what the first compiled.
+    "$part" train_again 300 $gpu --total-timesteps 262144 --log-dir "$out/run"
     "$part" profile 300 $gpu --total-timesteps 400000 --log-dir "$out/run" --profile "$out/profile"
-    "$part" guide 400 $train --preset guide --engine mjx --renderer warp --total-timesteps 16384 --log-dir "$out/guide"
+    "$part" guide 400 $train --preset guide --engine mjx --total-timesteps 16384 --log-dir "$out/guide"
     # The C engine and OpenGL call back through JAX's CPU backend.
     "$part" tests 600 env JAX_PLATFORMS=cuda,cpu $python -m pytest -m "not slow" tests/test_mjx.py tests/test_ray_tracing.py -q
 }
