@@ -30,7 +30,7 @@ logging.getLogger("jax._src.callback").setLevel(logging.CRITICAL)
 
 T = TypeVar("T")
 
-SECOND_STAGES = ("polish", "pixels-polish", "pixels-finetune", "gpu-polish")  # presets
+SECOND_STAGES = ("polish", "pixels-polish", "pixels-finetune")  # presets
 
 # What cannot be written, and what to do about it.
 STORAGE_ERRORS = (

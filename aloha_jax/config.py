@@ -39,7 +39,6 @@ class Config:
         "auto",
         "cpu",
         "gpu",
-        "gpu-polish",
         "state",
         "scratch",
         "polish",

@@ -158,19 +158,6 @@ PRESETS: dict[str, Config] = {
         eval_episodes=128,
         final_eval_episodes=50,
     ),
-    # Its second stage.
-    "gpu-polish": dataclasses.replace(
-        _PIXELS_POLISH,
-        preset="gpu-polish",
-        engine="mjx",
-        teacher=TEACHER,
-        n_envs=1024,
-        batch_size=512,
-        total_timesteps=655_360,
-        checkpoint_freq=327_680,
-        eval_freq=327_680,
-        final_eval_episodes=50,
-    ),
     "smoke": Config(
         preset="smoke",
         image_height=32,

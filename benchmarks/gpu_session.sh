@@ -66,9 +66,14 @@ parts() {
     "$part" jax 400 $python -m benchmarks.throughput --engine mjx --impl jax --measure physics state --worlds 1024
     gpu="$train --preset gpu"
     "$part" train_gpu 300 $gpu --log-dir "$out/gpu"
-    "$part" train_gpu_polish 300 $train --preset gpu-polish --init-from "$out/gpu/final_model" --log-dir "$out/gpu-polish"
-    "$part" judge_gpu 300 $python eval.py --model-path "$out/gpu-polish/final_model" --n-episodes 200 --seed 5000000 --num-workers 8 \
-        --json "$out/gpu.json"
+    # Its second stage, with pictures by OpenGL, which are the judge's, and all on the GPU.
+    exact="$train --preset pixels-polish $teacher --init-from $out/gpu/final_model"
+    judge="$python eval.py --n-episodes 200 --seed 5000000 --num-workers 8"
+    "$part" train_gpu_egl 400 $exact --log-dir "$out/gpu-egl"
+    "$part" train_gpu_warp 300 $exact --engine mjx --n-envs 1024 --batch-size 512 --total-timesteps 655360 --eval-freq 327680 \
+        --checkpoint-freq 655360 --log-dir "$out/gpu-warp"
+    "$part" judge_gpu_egl 300 $judge --model-path "$out/gpu-egl/final_model" --json "$out/gpu-egl.json"
+    "$part" judge_gpu_warp 300 $judge --model-path "$out/gpu-warp/final_model" --json "$out/gpu-warp.json"
     # What a second start saves: the same, with what the first compiled.
     "$part" train_again 300 $gpu --total-timesteps 262144 --log-dir "$out/run"
     "$part" profile 300 $gpu --total-timesteps 400000 --log-dir "$out/run" --profile "$out/profile"

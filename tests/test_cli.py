@@ -54,7 +54,6 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
         ("--colour red", "--colour"),
         ("--preset polish", "--init-from"),
         ("--preset pixels-polish", "--init-from"),
-        ("--preset gpu-polish", "--init-from"),
         ("--preset pixels-finetune", "--init-from"),
         ("--learning-rat 0.1", "--learning-rat"),
         ("--n-envs many", "--n-envs"),

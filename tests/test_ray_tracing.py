@@ -89,6 +89,21 @@ def test_a_world_looks_the_same_in_any_batch(renderer: WarpRenderer, poses: np.n
     np.testing.assert_array_equal(traced.reshape(4, 12, 20, 3), pictures)
 
 
+def test_shadows_are_as_dark_as_those_of_opengl(poses: np.ndarray) -> None:
+    drawn: dict[str, np.ndarray] = {}
+    traced: dict[str, np.ndarray] = {}
+    for quality in ("fast", "shadows"):
+        for pictures, name in ((drawn, "egl"), (traced, "warp")):
+            with make_renderer(name, "insertion", 120, 160, quality=quality) as renderer:
+                pictures[quality] = renderer.render(poses[:1])[0].astype(int)
+    taken = drawn["fast"] - drawn["shadows"]  # by shadows, of the light
+    table = np.zeros(taken.shape[:2], bool)
+    table[25:94, 30:130] = True
+    shadow = table & (taken.min(axis=2) >= 8)
+    assert shadow.sum() > 200
+    assert abs((traced["fast"] - traced["shadows"])[shadow].mean() - taken[shadow].mean()) <= 1.5
+
+
 def test_each_picture_may_have_the_camera_elsewhere(poses: np.ndarray) -> None:
     moved = np.concatenate([poses[:1], poses[:1]])
     moved = np.concatenate([moved, [[0.0, 0.0], [0.03, -0.02]]], axis=1).astype(np.float32)

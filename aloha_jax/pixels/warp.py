@@ -16,6 +16,9 @@ from aloha_jax.engines.mjx import chosen_graph_mode
 from aloha_jax.pixels import RendererUnavailable, check_poses
 from aloha_jax.scene import CAMERA
 
+# Of a light, what reaches a shadow. OpenGL lights the table's eight far corners and interpolates: a shadow takes more light away
+# than falls on its place. Less than none is closest to gym_aloha's frames (docs/fidelity.md).
+SHADOW_LIGHT = -0.3
 BATCH = 64  # worlds that `render` draws at once; `trace` draws as many as it is given
 
 
@@ -106,6 +109,7 @@ class WarpRenderer:
                 render_seg=False,
                 use_textures=False,
                 use_shadows=self._host_model.vis.quality.shadowsize > 0,
+                shadow_light_fraction=SHADOW_LIGHT,
                 samples_per_pixel=self._rays,
             )
         return self._contexts[num_worlds].pytree()
