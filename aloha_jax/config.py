@@ -36,17 +36,7 @@ class Config:
 
     # --- The run
     preset: Literal[
-        "auto",
-        "cpu",
-        "gpu",
-        "state",
-        "scratch",
-        "polish",
-        "pixels",
-        "pixels-polish",
-        "pixels-finetune",
-        "smoke",
-        "guide",
+        "auto", "cpu", "gpu", "state", "scratch", "polish", "pixels", "pixels-polish", "pixels-finetune", "smoke", "guide"
     ] = "auto"
     """Defaults for everything below; `auto` takes `gpu` if JAX sees one, else `cpu`."""
     log_dir: str = "runs/insertion"
