@@ -143,7 +143,7 @@ PRESETS: dict[str, Config] = {
         eval_episodes=32,
         final_eval_episodes=4,
     ),
-    # `pixels` in eight times as many worlds: half the updates, each from twice the samples. Pictures take most of the time;
+    # `pixels` in eight times as many worlds: a quarter of the updates from twice the samples each. Pictures take the most time;
     # OpenGL draws a fifth as many, and would bring them over from the CPU (experiment 31).
     "gpu": dataclasses.replace(
         _PIXELS,

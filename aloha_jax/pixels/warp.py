@@ -16,8 +16,8 @@ from aloha_jax.engines.mjx import chosen_graph_mode
 from aloha_jax.pixels import RendererUnavailable, check_poses
 from aloha_jax.scene import CAMERA
 
-# Of a light, what reaches a shadow. OpenGL lights the table's eight far corners and interpolates: a shadow takes more light away
-# than falls on its place. Less than none is closest to gym_aloha's frames (docs/fidelity.md).
+# Of a light, what reaches a shadow. Less than none is closest to gym_aloha's frames (docs/fidelity.md), presumably because OpenGL
+# lights the table's eight far corners and interpolates: a shadow then takes more light away than falls on its place.
 SHADOW_LIGHT = -0.3
 BATCH = 64  # worlds that `render` draws at once; `trace` draws as many as it is given
 
