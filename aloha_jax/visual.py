@@ -19,8 +19,7 @@ class Quality:
         shadow_map: texels along an edge of the shadow map; 0 draws no shadows.
         samples: samples per pixel (MSAA); 0 draws more pixels instead (`supersampling`).
         coarse: whether meshes have fewer triangles than gym_aloha's (`mesh_cell`).
-        rays: rays per pixel along either axis, 0 for as many as it needs (`rays_per_axis`); ray tracing ignores `samples` and
-            `coarse`.
+        rays: rays per pixel, 0 for as many as it needs (`rays_per_pixel`); ray tracing ignores `samples` and `coarse`.
     """
 
     shadow_map: int
@@ -31,8 +30,8 @@ class Quality:
 
 # SSIM against gym_aloha's own frame and frames per second: docs/benchmarks.md, Renderer.
 QUALITIES = {
-    "exact": Quality(shadow_map=4096, samples=4, coarse=False, rays=4),  # gym_aloha's frame to the bit
-    "shadows": Quality(shadow_map=256, samples=0, coarse=True, rays=0),
+    "exact": Quality(shadow_map=4096, samples=4, coarse=False, rays=16),  # gym_aloha's frame to the bit
+    "shadows": Quality(shadow_map=256, samples=0, coarse=True, rays=4),
     "fast": Quality(shadow_map=0, samples=0, coarse=True, rays=0),
 }
 
@@ -86,12 +85,24 @@ def supersampling(quality: str, height: int, width: int, crop: Crop | None = Non
     return int(np.clip(round(_covered(height, width, crop) / 2), 2, 4))
 
 
-def rays_per_axis(quality: str, height: int, width: int, crop: Crop | None = None) -> int:
-    """Rays that a ray tracer sends through each pixel of the picture along either axis; arguments as above.
+def rays_per_pixel(quality: str, height: int, width: int, crop: Crop | None = None) -> int:
+    """Rays that a ray tracer sends through each pixel of the picture, which is their mean; arguments as above.
 
-    About one for every three of gym_aloha's frame, two or three: four would be a little more like it, at nearly twice the price.
+    `fast` needs two to four: about one for every two of gym_aloha's frame along an axis.
     """
-    return QUALITIES[quality].rays or int(np.clip(round(_covered(height, width, crop) / 3), 2, 3))
+    return QUALITIES[quality].rays or int(np.clip(round(_covered(height, width, crop) / 2), 2, 4))
+
+
+def places_in_pixel(count: int) -> np.ndarray:
+    """float[count, 2]: where rays go through a pixel, x and y in 0..1; each has a column and a row to itself.
+
+    Chiu, Shirley and Wang, "Multi-jittered sampling" (Graphics Gems IV, 1994), without the jitter; four are the rotated grid of
+    MSAA. A grid has a row for every two of four rays, and a nearly horizontal edge crosses it in two steps instead of four.
+    """
+    rows = next(n for n in range(int(np.sqrt(count)), 0, -1) if count % n == 0)
+    columns = count // rows
+    i, j = np.divmod(np.arange(count), rows)  # of the coarse grid's cells: column, row
+    return np.stack([(i + (j + 0.5) / rows) / columns, (j + (columns - i - 0.5) / columns) / rows], axis=1)
 
 
 def mesh_cell(height: int, width: int, crop: Crop | None = None) -> float:

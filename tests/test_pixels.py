@@ -170,19 +170,35 @@ def test_any_size(poses: np.ndarray, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize(
     ("quality", "size", "crop", "drawn", "traced"),
     [
-        ("fast", (64, 64), None, 4, 3),
-        ("fast", (84, 84), None, 3, 2),
-        ("shadows", (120, 160), None, 2, 2),
+        ("fast", (64, 64), None, 4, 4),
+        ("fast", (84, 84), None, 3, 3),
+        ("shadows", (120, 160), None, 2, 4),
         ("fast", (72, 120), (196, 180, 168, 280), 2, 2),
-        ("shadows", (480, 640), None, 2, 2),
-        ("exact", (64, 64), None, 1, 4),
+        ("shadows", (480, 640), None, 2, 4),
+        ("exact", (64, 64), None, 1, 16),
     ],
 )
-def test_every_second_pixel_of_the_frame_is_drawn_or_every_third_traced(
+def test_coarser_pictures_have_more_pixels_drawn_or_rays_traced_for_each_of_theirs(
     quality: str, size: tuple[int, int], crop: Crop | None, drawn: int, traced: int
 ) -> None:
     assert visual.supersampling(quality, *size, crop) == drawn
-    assert visual.rays_per_axis(quality, *size, crop) == traced
+    assert visual.rays_per_pixel(quality, *size, crop) == traced
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 9, 16])
+def test_rays_share_no_row_and_no_column_and_no_cell_of_a_pixel(count: int) -> None:
+    places = visual.places_in_pixel(count)
+    lines = (np.arange(count) + 0.5) / count
+    np.testing.assert_allclose(np.sort(places[:, 0]), lines)
+    np.testing.assert_allclose(np.sort(places[:, 1]), lines)
+    root = int(np.sqrt(count))
+    if root**2 == count:
+        assert len(set(map(tuple, (places * root).astype(int)))) == count
+
+
+def test_four_rays_are_the_rotated_grid() -> None:
+    places = {tuple(place) for place in visual.places_in_pixel(4) * 8}
+    assert places == {(1, 3), (5, 1), (3, 7), (7, 5)}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from mujoco import mjx
 from skimage.metrics import structural_similarity
 
 from aloha_jax import scene
@@ -14,8 +15,8 @@ from aloha_jax.env import Env, make
 from aloha_jax.pixels import DeviceRenderer, frame_to_observation, make_renderer
 from aloha_jax.pixels.egl import EglRenderer
 from aloha_jax.pixels.ended import render_now_and_ended
-from aloha_jax.pixels.warp import WarpRenderer
-from aloha_jax.visual import Crop
+from aloha_jax.pixels.warp import WarpRenderer, near_together, rays_of_pixels
+from aloha_jax.visual import Crop, make_visual_model, places_in_pixel
 
 TABLE: Crop = (150, 140, 170, 360)
 
@@ -51,8 +52,8 @@ def renderer() -> Iterator[WarpRenderer]:
     [
         ("fast", (64, 64), None, 0.95),
         ("fast", (84, 84), None, 0.95),
-        ("shadows", (84, 84), None, 0.97),
-        ("shadows", (85, 90), TABLE, 0.96),
+        ("shadows", (84, 84), None, 0.98),
+        ("shadows", (85, 90), TABLE, 0.97),
     ],
 )
 def test_pictures_look_like_gym_aloha(
@@ -68,6 +69,25 @@ def test_pictures_look_like_gym_aloha(
     assert pictures.dtype == np.uint8
     assert similarity(pictures) >= at_least
     assert similarity(np.roll(pictures, 1, axis=0)) < at_least, "another pose passes, too: the test is blind"
+
+
+@pytest.mark.parametrize(("size", "crop"), [((48, 64), None), ((9, 13), (100, 40, 300, 500))], ids=str)
+def test_rays_go_through_pixels_as_those_that_warp_makes(size: tuple[int, int], crop: Crop | None) -> None:
+    """One per pixel, through its middle."""
+    model = make_visual_model("insertion", "fast", *size, crop, ray_traced=True)
+    options = dict(nworld=1, cam_active=[scene.CAMERA], cam_res=size[::-1], render_rgb=True, render_depth=False)
+    its_own = mjx.create_render_context(model, devices=["cpu"], **options).ray.numpy()
+    np.testing.assert_allclose(rays_of_pixels(model, places_in_pixel(1))[:, 0], its_own, atol=1e-6)
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 5), (8, 8), (9, 13)])
+def test_every_pixel_has_its_turn(height: int, width: int) -> None:
+    order = near_together(height, width)
+    assert sorted(order) == list(range(height * width))
+    if (height, width) == (8, 8):
+        row, column = np.divmod(order.reshape(4, 4, 4), 8)
+        for block, side in ((row, 4), (column, 4)):  # each 16 in a row are a square of 4 by 4
+            assert (np.ptp(block, axis=(1, 2)) == side - 1).all()
 
 
 def test_the_table_has_the_greys_of_opengl(poses: np.ndarray) -> None:

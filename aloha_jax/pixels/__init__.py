@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from aloha_jax.scene import FRAME_SHAPE
-from aloha_jax.visual import Crop, make_visual_model, rays_per_axis, supersampling
+from aloha_jax.visual import Crop, make_visual_model, rays_per_pixel, supersampling
 
 if TYPE_CHECKING:
     import jax
@@ -94,7 +94,7 @@ def make_renderer(
     from aloha_jax.pixels.warp import WarpRenderer
 
     model = make_visual_model(task, quality, height, width, crop, ray_traced=True)
-    return WarpRenderer(model, rays_per_axis(quality, height, width, crop))
+    return WarpRenderer(model, rays_per_pixel(quality, height, width, crop))
 
 
 def check_poses(shape: tuple[int, ...], nq: int) -> None:

@@ -15,6 +15,7 @@ from mujoco import mjx
 from aloha_jax.engines.mjx import chosen_graph_mode
 from aloha_jax.pixels import RendererUnavailable, check_poses
 from aloha_jax.scene import CAMERA
+from aloha_jax.visual import places_in_pixel
 
 # Of a light, what reaches a shadow. Less than none is closest to gym_aloha's frames (docs/fidelity.md), presumably because OpenGL
 # lights the table's eight far corners and interpolates: a shadow then takes more light away than falls on its place.
@@ -36,7 +37,7 @@ class WarpRenderer:
         Args:
             model: from `visual.make_visual_model` with `ray_traced`, which decides the camera's view, the size, and whether there
                 are shadows.
-            rays: from `visual.rays_per_axis`; a pixel is the mean of as many along either axis.
+            rays: from `visual.rays_per_pixel`; a pixel is the mean of as many.
 
         Raises:
             RendererUnavailable: Warp has no kernels for JAX's default device.
@@ -48,6 +49,7 @@ class WarpRenderer:
         self.height: int = model.vis.global_.offheight
         self.width: int = model.vis.global_.offwidth
         self._host_model, self._rays = model, rays
+        self._order = near_together(self.height, self.width)
         self._model = mjx.put_model(model, impl="warp", graph_mode=chosen_graph_mode())
         self._blank = _still_data(model)
         # Warp's own default is a GPU, even where JAX is told to use the CPU.
@@ -64,8 +66,10 @@ class WarpRenderer:
         data = jax.vmap(mjx.kinematics, in_axes=(None, 0))(self._model, data)
         data = jax.vmap(mjx.refit_bvh, in_axes=(None, 0, None))(self._model, data, context)
         packed, _, _ = jax.vmap(mjx.render, in_axes=(None, 0, None))(self._model, data, context)
-        packed = packed.reshape(num_worlds, self.height, self.width)  # 0xAARRGGBB
-        return jnp.stack([(packed >> shift) & 0xFF for shift in (16, 8, 0)], axis=-1).astype(jnp.uint8)
+        packed = packed.reshape(num_worlds, -1, self._rays)  # 0xAARRGGBB
+        mean = jnp.stack([((packed >> shift) & 0xFF).mean(axis=2) for shift in (16, 8, 0)], axis=-1)
+        pictures = jnp.round(mean[:, np.argsort(self._order)]).astype(jnp.uint8)
+        return pictures.reshape(num_worlds, self.height, self.width, 3)
 
     def _posed(self, pose: jax.Array) -> mjx.Data:
         nq, blank = self._host_model.nq, self._blank
@@ -98,20 +102,24 @@ class WarpRenderer:
     def _context(self, num_worlds: int) -> Any:
         """MJX's handle of the ray tracer's buffers for so many worlds."""
         if num_worlds not in self._contexts:
-            self._contexts[num_worlds] = mjx.create_render_context(
+            context = mjx.create_render_context(
                 self._host_model,
                 nworld=num_worlds,
                 devices=[self._device],
                 cam_active=[CAMERA],
-                cam_res=(self.width, self.height),
+                cam_res=(self.width, self.height * self._rays),
                 render_rgb=True,
                 render_depth=False,
                 render_seg=False,
                 use_textures=False,
                 use_shadows=self._host_model.vis.quality.shadowsize > 0,
                 shadow_light_fraction=SHADOW_LIGHT,
-                samples_per_pixel=self._rays,
             )
+            # Its own are a grid's, row by row. Here a pixel's rays, and then its neighbours', lie side by side, so that those
+            # which a GPU traces together meet the same things.
+            rays = rays_of_pixels(self._host_model, places_in_pixel(self._rays))[self._order]
+            context.ray.assign(rays.reshape(-1, 3).astype(np.float32))
+            self._contexts[num_worlds] = context
         return self._contexts[num_worlds].pytree()
 
 
@@ -127,3 +135,23 @@ def _still_data(model: mujoco.MjModel) -> mjx.Data:
     }
     blank = mjx.make_data(model, impl="warp", naconmax=1, njmax=1)
     return blank.tree_replace({name: jnp.asarray(value, jnp.float32) for name, value in still.items()})
+
+
+def rays_of_pixels(model: mujoco.MjModel, places: np.ndarray) -> np.ndarray:
+    """Unit vectors float[H * W, n, 3] through n `places` in each pixel; in the camera's frame, which looks along -z, y up."""
+    height, width = model.vis.global_.offheight, model.vis.global_.offwidth
+    row, column = np.divmod(np.arange(height * width), width)
+    pixels = np.stack([column, row], axis=1)[:, None] + places  # [H * W, n, 2], from the picture's upper left corner
+    camera = model.camera(CAMERA).id
+    focal, principal = np.split(model.cam_intrinsic[camera], 2)  # in the sensor's units
+    x, y = np.moveaxis((pixels - (width / 2, height / 2)) * model.cam_sensorsize[camera] / (width, height) + principal, -1, 0)
+    rays = np.stack([x / focal[0], -y / focal[1], -np.ones_like(x)], axis=-1)
+    return rays / np.linalg.norm(rays, axis=-1, keepdims=True)
+
+
+def near_together(height: int, width: int) -> np.ndarray:
+    """The picture's pixels int[H * W], ordered so that those near in the list are near in the picture (Morton's order)."""
+    row, column = np.divmod(np.arange(height * width), width)
+    bits = np.arange(max(height, width).bit_length())
+    interleaved = ((column[:, None] >> bits & 1) << 2 * bits) | ((row[:, None] >> bits & 1) << 2 * bits + 1)
+    return np.argsort(interleaved.sum(axis=1))
