@@ -151,6 +151,7 @@ class EngineEvaluator:
             Abandoned: `interrupted` said so, which is asked every few steps.
         """
         state, chunks = self._reset(self._starts), []
+        ended = np.zeros(len(self._seeds), bool)
         keys = None if key is None else jax.random.split(key, self.env.episode_length)
         for start in range(0, self.env.episode_length, self._chunk):
             if interrupted():
@@ -158,6 +159,9 @@ class EngineEvaluator:
             chunk_keys = None if keys is None else keys[start : start + self._chunk]
             state, chunk = self._run(policy.params, policy.stats, state, chunk_keys)
             chunks.append(jax.device_get(chunk))  # waits for it, lest all of them be under way at once
+            ended |= chunks[-1][-1].any(axis=0)
+            if ended.all():
+                break
         levels, qpos, targets, rewards, done = map(np.concatenate, zip(*chunks, strict=True))
         ends = np.where(done.any(axis=0), done.argmax(axis=0) + 1, len(done))
         rollouts = [

@@ -18,7 +18,7 @@ import pytest
 from gym_aloha.constants import START_ARM_POSE, normalize_puppet_gripper_position
 from gym_aloha.utils import sample_insertion_pose
 
-from aloha_jax import evaluation, expert, judge, scene
+from aloha_jax import checkpoints, evaluation, expert, judge, scene
 from aloha_jax.actions import DELTA_SCALE
 from aloha_jax.config import Config
 from aloha_jax.env import make_from_config
@@ -156,6 +156,23 @@ def test_an_evaluation_can_be_abandoned_after_a_few_steps(policy: Policy) -> Non
     assert asked == 2  # not once more after it was told
     [rollout], _ = evaluator(policy)
     assert len(rollout.levels) == SMALL.episode_length
+
+
+def test_an_evaluation_ends_with_its_last_episode() -> None:
+    """Not with the time that they all had; `state` inserts in some 60 of 300 steps."""
+    policy, asked = checkpoints.load_policy(str(ROOT / "pretrained" / "insertion-state")), 0
+
+    def interrupted() -> bool:
+        nonlocal asked
+        asked += 1
+        return False
+
+    evaluator = evaluation.EngineEvaluator(dataclasses.replace(policy.config, episode_length=300), [3, 4])
+    rollouts, _ = evaluator(policy, interrupted=interrupted)
+    assert [rollout.levels[-1] for rollout in rollouts] == [4, 4]
+    longest = max(len(rollout.levels) for rollout in rollouts)
+    assert min(len(rollout.levels) for rollout in rollouts) < longest < 150
+    assert asked == -(-longest // 6)  # six steps at a time: the most up to 8 that divide 300
 
 
 @pytest.mark.parametrize("pixels", [np.zeros((2, 31, 32, 3), np.uint8), np.zeros((2, 32, 32, 3), np.float32)])
