@@ -66,6 +66,12 @@ parts() {
     "$part" jax 400 $python -m benchmarks.throughput --engine mjx --impl jax --measure physics state --worlds 1024
     gpu="$train --preset gpu"
     "$part" train_gpu 300 $gpu --log-dir "$out/gpu"
+    # With shadows from the start: twice the rays, and pictures that the second stage need not get used to.
+    "$part" train_gpu_shadows 300 $gpu --render-quality shadows --log-dir "$out/gpu-shadows"
+    # Nothing but the task: PPO from pixels, without a teacher, by the reward of `scratch`.
+    "$part" train_gpu_ppo 580 $gpu --teacher None --distill-coef 0 --teacher-mix 0 --ppo-coef 1 --carry 4 --log-std-init -0.7 \
+        --log-std-final -1.7 --n-steps 32 --batch-size 4096 --n-epochs 4 --learning-rate 6e-4 --lr-schedule adaptive \
+        --target-kl 0.02 --average-decay 0 --total-timesteps 8000000 --log-dir "$out/gpu-ppo"
     # Its second stage, with pictures by OpenGL, which are the judge's, and all on the GPU.
     exact="$train --preset pixels-polish $teacher --init-from $out/gpu/final_model"
     judge="$python eval.py --n-episodes 200 --seed 5000000 --num-workers 8"
@@ -89,7 +95,7 @@ if [ "$out" = list ]; then
 fi
 chosen=$*
 for name in $chosen; do
-    if ! parts list | grep -q "^$name "; then
+    if ! parts list | grep "^$name " >/dev/null; then  # not -q: it leaves early, and whoever writes to it dies of that
         echo "error: there is no part $name; bash benchmarks/gpu_session.sh list names them" >&2
         exit 2
     fi
