@@ -294,13 +294,30 @@ def test_a_grip_counts_the_less_the_farther_it_is_from_the_nominal_one(expert_re
     np.testing.assert_array_equal(plain._holds(displaced, touch), held)
 
 
+@pytest.mark.parametrize(("degrees", "level"), [(0.0, 1.0), (17.4576, 0.5), (-17.4576, 0.5), (90.0, 0.0826)])
+def test_who_is_to_carry_is_paid_half_for_lifting_at_17_degrees(expert_replay: Replay, degrees: float, level: float) -> None:
+    task = make_task("insertion", scene.make_scene(physics="exact"), Shaping(carry=4.0))
+    physics, _ = at_step(expert_replay, STAGE_ENDS["carry"])
+    pitch = np.radians(degrees)
+    pitched = jnp.array([[np.cos(pitch), 0.0, -np.sin(pitch)], [0.0, 1.0, 0.0], [np.sin(pitch), 0.0, np.cos(pitch)]])
+    geometry = task.geometry(physics)
+    geometry = geometry._replace(rotation=jnp.broadcast_to(pitched, geometry.rotation.shape))
+    np.testing.assert_allclose(task._levelness(geometry), level, atol=1e-4)
+    # About the vertical an object may turn as it likes.
+    yaw = jnp.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    turned = geometry._replace(rotation=jnp.broadcast_to(yaw @ pitched, geometry.rotation.shape))
+    np.testing.assert_allclose(task._levelness(turned), level, atol=1e-4)
+
+
 def test_carrying_pays_for_an_object_that_is_level_and_where_the_arms_meet(expert_replay: Replay) -> None:
     model = scene.make_scene(physics="exact")
     plain, carrying = (make_task("insertion", model, Shaping(carry=carry)) for carry in (0.0, 4.0))
     physics, progress = at_step(expert_replay, STAGE_ENDS["carry"])
     geometry, touch = plain.geometry(physics), plain.touches(physics)
-    paid = carrying._potential(geometry, progress.grasp, touch) - plain._potential(geometry, progress.grasp, touch)
-    np.testing.assert_allclose(paid, 4.0 * plain._lift(geometry, progress.grasp) * plain._carry(geometry), atol=1e-4)
+    lift = plain._lift(geometry, progress.grasp) * plain._levelness(geometry)
+    expected = plain._reach(geometry) + progress.grasp + 3.0 * lift + plain._mate(geometry, lift)[:, None]
+    paid = carrying._potential(geometry, progress.grasp, touch)
+    np.testing.assert_allclose(paid, expected + 4.0 * lift * plain._carry(geometry), atol=1e-4)
     # Moved to the meeting point, then turned about the vertical by a quarter: both ends 6 cm * sqrt(2) away.
     there = geometry._replace(
         position=jnp.broadcast_to(jnp.array(MEETING_POINT), geometry.position.shape),
