@@ -301,12 +301,11 @@ def test_who_is_to_carry_is_paid_half_for_lifting_at_17_degrees(expert_replay: R
     pitch = np.radians(degrees)
     pitched = jnp.array([[np.cos(pitch), 0.0, -np.sin(pitch)], [0.0, 1.0, 0.0], [np.sin(pitch), 0.0, np.cos(pitch)]])
     geometry = task.geometry(physics)
-    geometry = geometry._replace(rotation=jnp.broadcast_to(pitched, geometry.rotation.shape))
-    np.testing.assert_allclose(task._levelness(geometry), level, atol=1e-4)
-    # About the vertical an object may turn as it likes.
+    # A quarter turn about the vertical, from either side, makes a roll of a pitch; its direction does not matter.
     yaw = jnp.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-    turned = geometry._replace(rotation=jnp.broadcast_to(yaw @ pitched, geometry.rotation.shape))
-    np.testing.assert_allclose(task._levelness(turned), level, atol=1e-4)
+    for rotation in (pitched, yaw @ pitched, pitched @ yaw, yaw @ pitched @ yaw.T):
+        turned = geometry._replace(rotation=jnp.broadcast_to(rotation, geometry.rotation.shape))
+        np.testing.assert_allclose(task._levelness(turned), level, atol=1e-4)
 
 
 def test_carrying_pays_for_an_object_that_is_level_and_where_the_arms_meet(expert_replay: Replay) -> None:

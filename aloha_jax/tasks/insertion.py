@@ -278,11 +278,11 @@ class Insertion:
         return jnp.clip(height / 0.06, 0.0, 1.0) * grasp
 
     def _levelness(self, geometry: Geometry) -> jax.Array:
-        """float32[N, 2] in 0..1: how level an object's axis is, half at 17 degrees.
+        """float32[N, 2] in 0..1: whether an object is held as it lay, half where it is tilted by 17 degrees, either way.
 
         The quickest way to lift is to bend the wrist up, to its limit, from where policies found no way back (experiment 32).
         """
-        return 1.0 / (1.0 + jnp.square(geometry.rotation[..., 2, 0] / 0.3))
+        return 1.0 / (1.0 + jnp.square(geometry.rotation[..., 2, :2] / 0.3).sum(axis=-1))
 
     def _carry(self, geometry: Geometry) -> jax.Array:
         """float32[N, 2] in 0..1.5: an object is where it is to meet the other one (1, by its ends), and points there (0.5).
