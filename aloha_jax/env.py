@@ -16,7 +16,8 @@ from aloha_jax.env_state import EnvState, Episode, Moment, Observation
 from aloha_jax.pixels import Renderer, make_renderer
 from aloha_jax.scene import FRAME_SHAPE
 from aloha_jax.tasks import TASKS, make_task
-from aloha_jax.tasks.insertion import Progress, Shaping, StartRange
+from aloha_jax.tasks.insertion import Progress, StartRange
+from aloha_jax.tasks.potentials import Shaping
 from aloha_jax.views import Views
 
 __all__ = ["Env", "EnvState", "Episode", "Observation", "make", "make_from_config"]

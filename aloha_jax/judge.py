@@ -27,7 +27,8 @@ from aloha_jax.pixels import RendererUnavailable, frame_to_observation
 from aloha_jax.pixels.egl import gl_renderer_string
 from aloha_jax.policy import Policy
 from aloha_jax.tasks import make_task
-from aloha_jax.tasks.insertion import Progress, Shaping
+from aloha_jax.tasks.insertion import Progress
+from aloha_jax.tasks.potentials import Shaping
 from aloha_jax.views import vectors_beside_pixels
 
 

@@ -96,7 +96,6 @@ PRESETS: dict[str, Config] = {
         start_states="task",
         carry=4.0,
         advantage_bins=1,  # no episode starts far along (experiment 16)
-        total_timesteps=5_000_000,
     ),
     # The second stage of `state` (of `scratch` with its --start-states, --carry and --advantage-bins): the judge's physics, and
     # smoother.

@@ -7,7 +7,7 @@ import mujoco
 import numpy as np
 
 from aloha_jax.scene import PEG_QPOS, SOCKET_QPOS, SOCKET_WALLS, make_scene
-from aloha_jax.tasks.insertion import MOUTH
+from aloha_jax.tasks.potentials import MOUTH
 
 MAX_TILT, MIN_DEPTH, MAX_PENETRATION = 15.0, 19.9, 1.0  # degrees, mm (contact has a tolerance), mm
 MATING_CORNERS = np.array([[-0.06, y, z] for y in (-0.01, 0.01) for z in (-0.01, 0.01)])  # of the peg, in its frame, metres

@@ -18,8 +18,9 @@ from scipy import stats  # type: ignore[import-untyped]
 from aloha_jax import expert, scene
 from aloha_jax.engines import Physics, make_engine
 from aloha_jax.scene import PEG_QPOS, SOCKET_QPOS
-from aloha_jax.tasks import make_task
-from aloha_jax.tasks.insertion import MEETING_POINT, Insertion, Progress, Shaping, StartRange
+from aloha_jax.tasks import make_task, potentials
+from aloha_jax.tasks.insertion import Insertion, Progress, StartRange
+from aloha_jax.tasks.potentials import MEETING_POINT, Shaping
 
 SEEDS = (0, 1, 2, 3)
 SEED_STARTS = np.stack([np.concatenate([START_ARM_POSE, *sample_insertion_pose(seed)]) for seed in SEEDS]).astype(np.float32)
@@ -31,7 +32,7 @@ STAGE_ENDS = dict(zip(expert.STAGES, itertools.accumulate(expert.STAGES.values()
 def task() -> Insertion:
     """Compiled: one operation at a time takes ten times as long."""
     task = make_task("insertion", scene.make_scene(physics="exact"), shaping=Shaping(action_change_cost=0.01))
-    for name in ("level", "touches", "lost", "geometry", "start_progress", "dense", "mating_error", "agent_pos", "features"):
+    for name in ("level", "touches", "lost", "geometry", "start_progress", "dense", "agent_pos", "features"):
         setattr(task, name, jax.jit(getattr(task, name)))
     return task
 
@@ -295,8 +296,9 @@ def test_a_grip_counts_the_less_the_farther_it_is_from_the_nominal_one(expert_re
 
 
 @pytest.mark.parametrize(("degrees", "level"), [(0.0, 1.0), (17.4576, 0.5), (-17.4576, 0.5), (90.0, 0.0826)])
-def test_who_is_to_carry_is_paid_half_for_lifting_at_17_degrees(expert_replay: Replay, degrees: float, level: float) -> None:
-    task = make_task("insertion", scene.make_scene(physics="exact"), Shaping(carry=4.0))
+def test_an_object_tilted_by_17_degrees_is_half_lifted(
+    task: Insertion, expert_replay: Replay, degrees: float, level: float
+) -> None:
     physics, _ = at_step(expert_replay, STAGE_ENDS["carry"])
     pitch = np.radians(degrees)
     pitched = jnp.array([[np.cos(pitch), 0.0, -np.sin(pitch)], [0.0, 1.0, 0.0], [np.sin(pitch), 0.0, np.cos(pitch)]])
@@ -305,33 +307,54 @@ def test_who_is_to_carry_is_paid_half_for_lifting_at_17_degrees(expert_replay: R
     yaw = jnp.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
     for rotation in (pitched, yaw @ pitched, pitched @ yaw, yaw @ pitched @ yaw.T):
         turned = geometry._replace(rotation=jnp.broadcast_to(rotation, geometry.rotation.shape))
-        np.testing.assert_allclose(task._levelness(turned), level, atol=1e-4)
+        np.testing.assert_allclose(potentials.levelness(turned), level, atol=1e-4)
 
 
-def test_carrying_pays_for_an_object_that_is_level_and_where_the_arms_meet(expert_replay: Replay) -> None:
-    model = scene.make_scene(physics="exact")
-    plain, carrying = (make_task("insertion", model, Shaping(carry=carry)) for carry in (0.0, 4.0))
+def test_who_is_to_carry_reaches_from_above(task: Insertion, expert_replay: Replay) -> None:
+    physics, _ = at_step(expert_replay, STAGE_ENDS["close"])
+    geometry = task.geometry(physics)
+    # Fingertips where they should be; the hand 45 degrees down along the object, then turned up to be level.
+    side = np.array([[0.025, -0.025], [0.013, -0.013]])  # half of an object and 3 mm, [arm, finger]
+    local = np.stack([np.full_like(side, -0.03), side, np.full_like(side, 0.004)], axis=-1)
+    tips = geometry.position[:, :, None] + np.einsum("naij,afj->nafi", geometry.rotation, local)
+    half = np.sqrt(0.5)
+    down = jnp.array([[half, 0.0, half], [0.0, 1.0, 0.0], [-half, 0.0, half]])
+    there = geometry._replace(fingertips=tips, gripper=geometry.rotation @ down)
+    np.testing.assert_allclose(potentials.reach(there, from_above=True), 1.0, atol=1e-3)
+    level = there._replace(gripper=geometry.rotation)
+    np.testing.assert_allclose(potentials.reach(level), 1.0, atol=1e-3)
+    distance = 0.1 * 2 * np.sin(np.radians(22.5)) / 3  # one of three points is off, by a chord of 45 degrees
+    expected = 1 - 0.5 * np.tanh(4 * distance) - 0.5 * np.tanh(20 * distance)
+    np.testing.assert_allclose(potentials.reach(level, from_above=True), expected, atol=1e-3)
+
+
+def test_carrying_pays_for_an_object_that_is_level_and_where_the_arms_meet(task: Insertion, expert_replay: Replay) -> None:
     physics, progress = at_step(expert_replay, STAGE_ENDS["carry"])
-    geometry, touch = plain.geometry(physics), plain.touches(physics)
-    lift = plain._lift(geometry, progress.grasp) * plain._levelness(geometry)
-    expected = plain._reach(geometry) + progress.grasp + 3.0 * lift + plain._mate(geometry, lift)[:, None]
-    paid = carrying._potential(geometry, progress.grasp, touch)
-    np.testing.assert_allclose(paid, expected + 4.0 * lift * plain._carry(geometry), atol=1e-4)
+    geometry = task.geometry(physics)
+    reached = potentials.reach(geometry, from_above=True)
+    lift = potentials.lift(geometry, progress.grasp) * potentials.levelness(geometry)
+    expected = reached + progress.grasp + 3.0 * lift + potentials.mate(geometry, lift)[:, None]
+    paid = potentials.total(Shaping(carry=4.0), geometry, progress.grasp)
+    np.testing.assert_allclose(paid, expected + 4.0 * lift * potentials.carry(geometry), atol=1e-4)
+    unpaid = potentials.total(Shaping(), geometry, progress.grasp)
+    lift = potentials.lift(geometry, progress.grasp)
+    expected = potentials.reach(geometry) + progress.grasp + 3.0 * lift + potentials.mate(geometry, lift)[:, None]
+    np.testing.assert_allclose(unpaid, expected, atol=1e-4)
     # Moved to the meeting point, then turned about the vertical by a quarter: both ends 6 cm * sqrt(2) away.
     there = geometry._replace(
         position=jnp.broadcast_to(jnp.array(MEETING_POINT), geometry.position.shape),
         rotation=jnp.broadcast_to(jnp.eye(3), geometry.rotation.shape),
     )
-    np.testing.assert_allclose(plain._carry(there), 1.5, atol=1e-6)
+    np.testing.assert_allclose(potentials.carry(there), 1.5, atol=1e-6)
     quarter = jnp.array([[0.0, -1.0, 0.0], [1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
     turned = there._replace(rotation=jnp.broadcast_to(quarter, geometry.rotation.shape))
     distance = 0.06 * np.sqrt(2)
     place = np.mean(1 - np.tanh(np.array([3, 15]) * distance))
     pointing = np.mean(1 - np.tanh(np.array([1.5, 6]) * np.sqrt(2)))  # apart: the ends of two unit vectors at right angles
-    np.testing.assert_allclose(plain._carry(turned), place + 0.5 * pointing, rtol=1e-5)
-    assert (plain._carry(turned) < plain._carry(geometry)).all()  # the expert's are 2 cm higher
+    np.testing.assert_allclose(potentials.carry(turned), place + 0.5 * pointing, rtol=1e-5)
+    assert (potentials.carry(turned) < potentials.carry(geometry)).all()  # the expert's are 2 cm higher
     # Where the objects meet, peg and socket are as deep in each other as the pin allows, and straight.
-    lateral, tilt, depth = plain.mating_error(there)
+    lateral, tilt, depth = potentials.mating_error(there)
     np.testing.assert_allclose(np.stack([lateral, tilt]), 0.0, atol=1e-6)
     np.testing.assert_allclose(depth, 0.038, atol=1e-6)
 
@@ -354,9 +377,9 @@ def test_actions_cost_what_they_are_said_to_cost(expert_replay: Replay) -> None:
 def test_each_term_rises_in_its_phase(task: Insertion, expert_replay: Replay) -> None:
     physics, progress = flat(expert_replay)
     geometry = task.geometry(physics)
-    lift = task._lift(geometry, progress.grasp)
-    lateral, tilt, depth = (per_step(x) for x in task.mating_error(geometry))
-    reach, height, mate = per_step(task._reach(geometry)), per_step(lift), per_step(task._mate(geometry, lift))
+    lift = potentials.lift(geometry, progress.grasp)
+    lateral, tilt, depth = (per_step(x) for x in potentials.mating_error(geometry))
+    reach, height, mate = per_step(potentials.reach(geometry)), per_step(lift), per_step(potentials.mate(geometry, lift))
     grasp = expert_replay.progress.grasp
     start, end = 12, STAGE_ENDS  # the objects have dropped onto the table after 12 steps
     # Reach: while the arms approach and descend, from far away to all but there.
@@ -492,7 +515,7 @@ def objects_at(task: Insertion, peg: list[float], socket: list[float], peg_yaw: 
 )
 def test_mating_error_by_hand(task: Insertion, peg: list[float], peg_yaw: float, lateral: float, tilt: float, depth: float):
     geometry = task.geometry(objects_at(task, peg, [0.0, 0.5, 0.15], peg_yaw))
-    np.testing.assert_allclose(jnp.stack(task.mating_error(geometry)), [[lateral], [tilt], [depth]], atol=1e-6)
+    np.testing.assert_allclose(jnp.stack(potentials.mating_error(geometry)), [[lateral], [tilt], [depth]], atol=1e-6)
 
 
 def test_mating_error_moves_with_the_pair(task: Insertion) -> None:
@@ -506,8 +529,8 @@ def test_mating_error_moves_with_the_pair(task: Insertion) -> None:
         quat = np.empty(4)
         mujoco.mju_mulQuat(quat, np.array([np.sqrt(0.5), 0, 0, np.sqrt(0.5)]), qpos[0, start + 3 : start + 7].astype(float))
         turned[0, start + 3 : start + 7] = quat
-    wanted = task.mating_error(task.geometry(physics))
-    found = task.mating_error(task.geometry(physics._replace(qpos=jnp.asarray(turned))))
+    wanted = potentials.mating_error(task.geometry(physics))
+    found = potentials.mating_error(task.geometry(physics._replace(qpos=jnp.asarray(turned))))
     np.testing.assert_allclose(jnp.stack(found), jnp.stack(wanted), atol=1e-6)
 
 
@@ -593,7 +616,9 @@ def test_features_are_142_finite_numbers_of_about_one(task: Insertion, expert_re
         on_table = ~np.asarray(task.lost(physics))
         assert np.abs(features[on_table]).max() < 10
         np.testing.assert_allclose(features[:, -1], progress.best_level / 4)
-        np.testing.assert_allclose(features[:, -6:-3], jnp.stack(task.mating_error(task.geometry(physics)), axis=1), atol=1e-6)
+        np.testing.assert_allclose(
+            features[:, -6:-3], jnp.stack(potentials.mating_error(task.geometry(physics)), axis=1), atol=1e-6
+        )
 
 
 def test_features_by_hand(task: Insertion) -> None:

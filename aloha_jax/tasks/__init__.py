@@ -1,7 +1,8 @@
 """Tasks: start poses, official reward, dense reward and observation features, one file per task. Pure functions of arrays."""
 
 from aloha_jax.scene import Scene
-from aloha_jax.tasks.insertion import Insertion, Shaping, StartRange
+from aloha_jax.tasks.insertion import Insertion, StartRange
+from aloha_jax.tasks.potentials import Shaping
 
 TASKS = {"insertion": Insertion}
 

@@ -17,6 +17,8 @@ from jax.scipy.spatial.transform import Rotation
 from aloha_jax.config import Config
 from aloha_jax.engines import Physics
 from aloha_jax.scene import ARM_QPOS, ARMS, FINGER_QPOS, PEG_QPOS, PEG_QVEL, SOCKET_QPOS, SOCKET_QVEL, Scene
+from aloha_jax.tasks import potentials
+from aloha_jax.tasks.potentials import HALF_LENGTH, NOMINAL_GRIP, Geometry, Shaping
 
 MAX_LEVEL = 4
 
@@ -25,14 +27,6 @@ PEG_START_LOW, PEG_START_HIGH = (0.1, 0.4, 0.05), (0.2, 0.6, 0.05)
 SOCKET_START_LOW, SOCKET_START_HIGH = (-0.2, 0.4, 0.05), (-0.1, 0.6, 0.05)
 
 ARMS_CENTRE = (0.0, 0.5, 0.0)  # midway between the arms' bases
-HALF_LENGTH = 0.06  # of peg and socket
-MOUTH, PIN_FACE = 0.06, 0.04  # along the socket's axis from its centre
-# Per arm (left: socket, right: peg). Half-width across the fingers and height of the centre at rest, metres.
-OBJECT_HALF_WIDTH = (0.022, 0.010)
-OBJECT_REST_HEIGHT = (0.022, 0.010)
-NOMINAL_GRIP = (-0.03, 0.004)  # of the fingertips' midpoint from the object's centre: along its axis and upward, metres
-# Where each arm is to bring its object's centre, in its own frame; peg and socket are then as deep in each other as if inserted.
-MEETING_POINT = (-0.049, 0.0, 0.13)
 WORKSPACE_LOW, WORKSPACE_HIGH = (-0.45, 0.2, -0.02), (0.45, 0.95, 0.6)  # objects outside of it are lost
 
 
@@ -52,28 +46,6 @@ class Progress(NamedTuple):
     action: jax.Array
 
 
-class Shaping(NamedTuple):
-    """What the dense reward asks beyond an insertion.
-
-    Attributes:
-        action_cost: what it takes for the squared action, per unit of `actions.DELTA_SCALE`.
-        action_change_cost: what it takes for the squared change of the action.
-        grip_tolerance: metres; how far from the nominal grip the fingers may hold an object before the hold counts for little.
-            None: any hold near the object's centre counts in full.
-        carry: what it pays for bringing a lifted object, level and facing the other arm, to where the two meet.
-    """
-
-    action_cost: float = 0.0005
-    action_change_cost: float = 0.0
-    grip_tolerance: float | None = None
-    carry: float = 0.0
-
-    @classmethod
-    def of(cls, config: Config) -> "Shaping":
-        """What a run's configuration says."""
-        return cls(*(getattr(config, name) for name in cls._fields))
-
-
 class StartRange(NamedTuple):
     """By how much starts exceed gym_aloha's, either way.
 
@@ -89,22 +61,6 @@ class StartRange(NamedTuple):
     def of(cls, config: Config) -> "StartRange":
         """What a run's configuration says."""
         return cls(float(np.deg2rad(config.start_yaw)), config.start_shift)
-
-
-class Geometry(NamedTuple):
-    """Poses in the arms' own frames; axis 1 is the arm (left: socket, right: peg). Lengths in metres.
-
-    Attributes:
-        fingertips: float32[N, 2, 2, 3], inner sides of the left and the right finger.
-        gripper: float32[N, 2, 3, 3], rotation of the gripper.
-        position: float32[N, 2, 3], centre of the arm's object.
-        rotation: float32[N, 2, 3, 3], rotation of the arm's object; its first column points to the mating end.
-    """
-
-    fingertips: jax.Array
-    gripper: jax.Array
-    position: jax.Array
-    rotation: jax.Array
 
 
 def _rotation_matrix(quat: jax.Array) -> jax.Array:
@@ -198,7 +154,7 @@ class Insertion:
     @property
     def highest_potential(self) -> float:
         """What either arm's potential is when the peg is inserted."""
-        return 13.0 + 1.5 * self.shaping.carry
+        return potentials.highest(self.shaping)
 
     def start_progress(self, physics: Physics) -> Progress:
         """Progress of fresh worlds."""
@@ -206,7 +162,7 @@ class Insertion:
         # An episode that starts in the middle of the task is not paid for what is there already.
         grasp = self._holds(geometry, touch)
         no_action = jnp.zeros((physics.qpos.shape[0], 14))
-        return Progress(grasp, self._potential(geometry, grasp, touch), self.level(physics), no_action)
+        return Progress(grasp, potentials.total(self.shaping, geometry, grasp), self.level(physics), no_action)
 
     def dense(
         self, physics: Physics, progress: Progress, level: jax.Array, failed: jax.Array, action: jax.Array
@@ -224,11 +180,11 @@ class Insertion:
         touch = self.touches(physics)
         geometry = self.geometry(physics)
         grasp = 0.8 * progress.grasp + 0.2 * self._holds(geometry, touch)
-        potential = self._potential(geometry, grasp, touch)
+        potential = potentials.total(self.shaping, geometry, grasp)
         potential = jnp.where(failed[:, None], 0.0, potential)
         levels = jnp.arange(1, MAX_LEVEL + 1)
         first_time = (levels[None] <= level[:, None]) & (levels[None] > progress.best_level[:, None])
-        _, tilt, _ = self.mating_error(geometry)
+        _, tilt, _ = potentials.mating_error(geometry)
         straight = jnp.clip(1.0 - tilt / 0.04, 0.0, 1.0)  # 0 from 20 degrees
         bonus = first_time[:, :3] @ jnp.array([0.5, 1.0, 1.0]) + first_time[:, 3] * (4.0 + 6.0 * straight)
         shaping = self.shaping
@@ -257,78 +213,6 @@ class Insertion:
         distance = jnp.linalg.norm(grip - jnp.array(NOMINAL_GRIP)[None, None], axis=-1)
         return hold * (0.3 + 0.7 * jnp.exp(-jnp.square(distance / self.shaping.grip_tolerance)))
 
-    def _potential(self, geometry: Geometry, grasp: jax.Array, touch: dict[str, jax.Array]) -> jax.Array:
-        """float32[N, 2]: reach (0..1) + grasp (0..1) + 3 lift (0..3) + carry (0..1.5 `shaping.carry`) + joint term (0..8)."""
-        lift = self._lift(geometry, grasp) * (self._levelness(geometry) if self.shaping.carry else 1.0)
-        potential = self._reach(geometry) + grasp + 3.0 * lift + self._mate(geometry, lift)[:, None]
-        return potential + self.shaping.carry * lift * self._carry(geometry) if self.shaping.carry else potential
-
-    def _reach(self, geometry: Geometry) -> jax.Array:
-        """float32[N, 2] in 0..1: fingertips on either side of the object, 3 cm toward its outer end and 4 mm up."""
-        side = jnp.array([1.0, -1.0])[None, :] * (jnp.array(OBJECT_HALF_WIDTH) + 0.003)[:, None]  # [arm, finger]
-        along, height = NOMINAL_GRIP
-        local = jnp.stack([jnp.full_like(side, along), side, jnp.full_like(side, height)], axis=-1)
-        targets = geometry.position[:, :, None] + jnp.einsum("naij,afj->nafi", geometry.rotation, local)
-        distance = jnp.linalg.norm(geometry.fingertips - targets, axis=-1).mean(axis=-1)
-        return 1.0 - 0.5 * jnp.tanh(4 * distance) - 0.5 * jnp.tanh(20 * distance)
-
-    def _lift(self, geometry: Geometry, grasp: jax.Array) -> jax.Array:
-        """float32[N, 2] in 0..1: height over rest, full at 6 cm, counted while the object is held."""
-        height = geometry.position[..., 2] - jnp.array(OBJECT_REST_HEIGHT)[None]
-        return jnp.clip(height / 0.06, 0.0, 1.0) * grasp
-
-    def _levelness(self, geometry: Geometry) -> jax.Array:
-        """float32[N, 2] in 0..1: whether an object is held as it lay, half where it is tilted by 17 degrees, either way.
-
-        The quickest way to lift is to bend the wrist up, to its limit, from where policies found no way back (experiment 32).
-        """
-        return 1.0 / (1.0 + jnp.square(geometry.rotation[..., 2, :2] / 0.3).sum(axis=-1))
-
-    def _carry(self, geometry: Geometry) -> jax.Array:
-        """float32[N, 2] in 0..1.5: an object is where it is to meet the other one (1, by its ends), and points there (0.5).
-
-        Unlike `_mate` it asks each arm for something that does not depend on what the other arm does. By its ends alone half
-        would be paid for an object turned by 50 degrees (docs/experiments.md, 29).
-        """
-        axis = HALF_LENGTH * geometry.rotation[..., 0]
-        ends = jnp.stack([geometry.position + axis, geometry.position - axis], axis=2)
-        x, y, z = MEETING_POINT
-        goal = jnp.array([[x + HALF_LENGTH, y, z], [x - HALF_LENGTH, y, z]])
-        distance = jnp.linalg.norm(ends - goal[None, None], axis=-1).mean(axis=-1)
-        place = 0.5 * (1.0 - jnp.tanh(3.0 * distance)) + 0.5 * (1.0 - jnp.tanh(15.0 * distance))
-        turned = jnp.linalg.norm(geometry.rotation[..., 0] - jnp.array([1.0, 0.0, 0.0])[None, None], axis=-1)
-        pointing = 0.5 * (1.0 - jnp.tanh(1.5 * turned)) + 0.5 * (1.0 - jnp.tanh(6.0 * turned))
-        return place + 0.5 * pointing
-
-    def _mate(self, geometry: Geometry, lift: jax.Array) -> jax.Array:
-        """float32[N] in 0..8: align (6) and insert (2), counted as far as both objects are lifted."""
-        lateral, tilt, depth = self.mating_error(geometry)
-        # In front of the mouth while misaligned, inside once the lateral error has shrunk from 16 to 6 mm.
-        inside = jnp.clip((0.016 - lateral) / 0.010, 0.0, 1.0)
-        set_point = 0.070 - 0.035 * inside
-        error = lateral + 0.7 * tilt + jnp.abs(depth - set_point)
-        align = jnp.mean(1.0 - jnp.tanh(jnp.array([[3.0, 15.0, 40.0]]) * error[:, None]), axis=1)
-        insert = jnp.clip((0.065 - depth) / 0.025, 0.0, 1.0) * (lateral < 0.012)
-        return lift.min(axis=1) * (6.0 * align + 2.0 * insert)
-
-    def mating_error(self, geometry: Geometry) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """How the peg stands to the socket, each float32[N] in metres.
-
-        Returns:
-            lateral: distance of the peg's tip from the socket's axis.
-            tilt: distance between the lateral positions of the peg's tail and tip.
-            depth: the tip's coordinate along the socket's axis; the mouth is at 0.06, the pin's face at 0.04.
-        """
-        half_turn = jnp.array([[-1.0, -1.0, 1.0]])
-        peg_centre = geometry.position[:, 1] * half_turn  # into the left arm's frame
-        peg_axis = geometry.rotation[:, 1, :, 0] * half_turn
-        relative = jnp.stack([peg_centre + HALF_LENGTH * peg_axis, peg_centre - HALF_LENGTH * peg_axis], axis=1)
-        relative = relative - geometry.position[:, 0][:, None]
-        tip, tail = jnp.moveaxis(jnp.einsum("nei,nij->nej", relative, geometry.rotation[:, 0]), 1, 0)
-        lateral = jnp.linalg.norm(tip[:, 1:], axis=1)
-        tilt = jnp.linalg.norm(tail[:, 1:] - tip[:, 1:], axis=1)
-        return lateral, tilt, tip[:, 0]
-
     # --- Observations --------------------------------------------------------------------------------------------------------
 
     def agent_pos(self, physics: Physics) -> jax.Array:
@@ -348,7 +232,7 @@ class Insertion:
             progress: the episodes' progress.
         """
         geometry, touch = self.geometry(physics), self.touches(physics)
-        lift = self._lift(geometry, progress.grasp)
+        lift = potentials.lift(geometry, progress.grasp)
         blocks = [
             self._proprioception(physics, target),
             self._own_object(physics, geometry),
@@ -356,7 +240,7 @@ class Insertion:
             jnp.stack([progress.grasp, lift], axis=-1),
             self._other_object(geometry),
         ]
-        shared = [*self.mating_error(geometry), touch["peg_socket"], touch["peg_pin"], progress.best_level / MAX_LEVEL]
+        shared = [*potentials.mating_error(geometry), touch["peg_socket"], touch["peg_pin"], progress.best_level / MAX_LEVEL]
         per_arm = jnp.concatenate(blocks, axis=-1).reshape(physics.qpos.shape[0], -1)
         return jnp.concatenate([per_arm, jnp.stack([jnp.asarray(x, jnp.float32) for x in shared], axis=1)], axis=1)
 

@@ -1,0 +1,161 @@
+"""What the dense reward of the insertion pays for, term by term: potentials of where fingers and objects are (docs/learning.md).
+
+Pure functions of `Geometry`, in which both arms look alike; N worlds at once.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from aloha_jax.config import Config
+
+HALF_LENGTH = 0.06  # of peg and socket
+MOUTH, PIN_FACE = 0.06, 0.04  # along the socket's axis from its centre
+# Per arm (left: socket, right: peg). Half-width across the fingers and height of the centre at rest, metres.
+OBJECT_HALF_WIDTH = (0.022, 0.010)
+OBJECT_REST_HEIGHT = (0.022, 0.010)
+NOMINAL_GRIP = (-0.03, 0.004)  # of the fingertips' midpoint from the object's centre: along its axis and upward, metres
+# Where each arm is to bring its object's centre, in its own frame; peg and socket are then as deep in each other as if inserted.
+MEETING_POINT = (-0.049, 0.0, 0.13)
+BEHIND = 0.1  # of the fingertips, in the hand: a point by which the hand's direction is told, metres
+APPROACH = (
+    -(0.5**0.5),
+    0.0,
+    0.5**0.5,
+)  # where that point is to lie from the fingertips, in the object's frame: out, and as far up
+
+
+class Shaping(NamedTuple):
+    """What the dense reward asks beyond an insertion.
+
+    Attributes:
+        action_cost: what it takes for the squared action, per unit of `actions.DELTA_SCALE`.
+        action_change_cost: what it takes for the squared change of the action.
+        grip_tolerance: metres; how far from the nominal grip the fingers may hold an object before the hold counts for little.
+            None: any hold near the object's centre counts in full.
+        carry: what it pays for bringing a lifted object, level and facing the other arm, to where the two meet.
+    """
+
+    action_cost: float = 0.0005
+    action_change_cost: float = 0.0
+    grip_tolerance: float | None = None
+    carry: float = 0.0
+
+    @classmethod
+    def of(cls, config: Config) -> "Shaping":
+        """What a run's configuration says."""
+        return cls(*(getattr(config, name) for name in cls._fields))
+
+
+class Geometry(NamedTuple):
+    """Poses in the arms' own frames; axis 1 is the arm (left: socket, right: peg). Lengths in metres.
+
+    Attributes:
+        fingertips: float32[N, 2, 2, 3], inner sides of the left and the right finger.
+        gripper: float32[N, 2, 3, 3], rotation of the gripper.
+        position: float32[N, 2, 3], centre of the arm's object.
+        rotation: float32[N, 2, 3, 3], rotation of the arm's object; its first column points to the mating end.
+    """
+
+    fingertips: jax.Array
+    gripper: jax.Array
+    position: jax.Array
+    rotation: jax.Array
+
+
+def total(shaping: Shaping, geometry: Geometry, grasp: jax.Array) -> jax.Array:
+    """float32[N, 2]: reach (0..1) + grasp (0..1) + 3 lift (0..3) + carry (0..1.5 `shaping.carry`) + joint term (0..8)."""
+    if not shaping.carry:
+        lifted = lift(geometry, grasp)
+        return reach(geometry) + grasp + 3.0 * lifted + mate(geometry, lifted)[:, None]
+    lifted = lift(geometry, grasp) * levelness(geometry)
+    shared = mate(geometry, lifted)[:, None]
+    return reach(geometry, from_above=True) + grasp + 3.0 * lifted + shared + shaping.carry * lifted * carry(geometry)
+
+
+def highest(shaping: Shaping) -> float:
+    """What either arm's potential is when the peg is inserted."""
+    return 13.0 + 1.5 * shaping.carry
+
+
+def reach(geometry: Geometry, from_above: bool = False) -> jax.Array:
+    """float32[N, 2] in 0..1: fingertips on either side of the object, 3 cm toward its outer end and 4 mm up.
+
+    With `from_above` a third point counts as much as each fingertip, 10 cm behind them in the hand. It is where it should be if
+    the hand comes from over the object's outer end, 45 degrees down. Fingers alone are reached as well with the wrist bent up,
+    and lifting bends it further (experiment 32).
+    """
+    side = jnp.array([1.0, -1.0])[None, :] * (jnp.array(OBJECT_HALF_WIDTH) + 0.003)[:, None]  # [arm, finger]
+    along, height = NOMINAL_GRIP
+    local = jnp.stack([jnp.full_like(side, along), side, jnp.full_like(side, height)], axis=-1)
+    targets = geometry.position[:, :, None] + jnp.einsum("naij,afj->nafi", geometry.rotation, local)
+    distances = jnp.linalg.norm(geometry.fingertips - targets, axis=-1)
+    if from_above:
+        behind = geometry.fingertips.mean(axis=2) - BEHIND * geometry.gripper[..., 0]
+        target = targets.mean(axis=2) + jnp.einsum("naij,j->nai", geometry.rotation, BEHIND * jnp.array(APPROACH))
+        distances = jnp.concatenate([distances, jnp.linalg.norm(behind - target, axis=-1, keepdims=True)], axis=-1)
+    distance = distances.mean(axis=-1)
+    return 1.0 - 0.5 * jnp.tanh(4 * distance) - 0.5 * jnp.tanh(20 * distance)
+
+
+def lift(geometry: Geometry, grasp: jax.Array) -> jax.Array:
+    """float32[N, 2] in 0..1: height over rest, full at 6 cm, counted while the object is held."""
+    height = geometry.position[..., 2] - jnp.array(OBJECT_REST_HEIGHT)[None]
+    return jnp.clip(height / 0.06, 0.0, 1.0) * grasp
+
+
+def levelness(geometry: Geometry) -> jax.Array:
+    """float32[N, 2] in 0..1: whether an object is held as it lay, half where it is tilted by 17 degrees, either way.
+
+    The quickest way to lift is to bend the wrist up, to its limit, from where policies found no way back (experiment 32).
+    """
+    return 1.0 / (1.0 + jnp.square(geometry.rotation[..., 2, :2] / 0.3).sum(axis=-1))
+
+
+def carry(geometry: Geometry) -> jax.Array:
+    """float32[N, 2] in 0..1.5: an object is where it is to meet the other one (1, by its ends), and points there (0.5).
+
+    Unlike `mate` it asks each arm for something that does not depend on what the other arm does. By its ends alone half
+    would be paid for an object turned by 50 degrees (docs/experiments.md, 29).
+    """
+    axis = HALF_LENGTH * geometry.rotation[..., 0]
+    ends = jnp.stack([geometry.position + axis, geometry.position - axis], axis=2)
+    x, y, z = MEETING_POINT
+    goal = jnp.array([[x + HALF_LENGTH, y, z], [x - HALF_LENGTH, y, z]])
+    distance = jnp.linalg.norm(ends - goal[None, None], axis=-1).mean(axis=-1)
+    place = 0.5 * (1.0 - jnp.tanh(3.0 * distance)) + 0.5 * (1.0 - jnp.tanh(15.0 * distance))
+    turned = jnp.linalg.norm(geometry.rotation[..., 0] - jnp.array([1.0, 0.0, 0.0])[None, None], axis=-1)
+    pointing = 0.5 * (1.0 - jnp.tanh(1.5 * turned)) + 0.5 * (1.0 - jnp.tanh(6.0 * turned))
+    return place + 0.5 * pointing
+
+
+def mate(geometry: Geometry, lifted: jax.Array) -> jax.Array:
+    """float32[N] in 0..8: align (6) and insert (2), counted as far as both objects are lifted."""
+    lateral, tilt, depth = mating_error(geometry)
+    # In front of the mouth while misaligned, inside once the lateral error has shrunk from 16 to 6 mm.
+    inside = jnp.clip((0.016 - lateral) / 0.010, 0.0, 1.0)
+    set_point = 0.070 - 0.035 * inside
+    error = lateral + 0.7 * tilt + jnp.abs(depth - set_point)
+    align = jnp.mean(1.0 - jnp.tanh(jnp.array([[3.0, 15.0, 40.0]]) * error[:, None]), axis=1)
+    insert = jnp.clip((0.065 - depth) / 0.025, 0.0, 1.0) * (lateral < 0.012)
+    return lifted.min(axis=1) * (6.0 * align + 2.0 * insert)
+
+
+def mating_error(geometry: Geometry) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """How the peg stands to the socket, each float32[N] in metres.
+
+    Returns:
+        lateral: distance of the peg's tip from the socket's axis.
+        tilt: distance between the lateral positions of the peg's tail and tip.
+        depth: the tip's coordinate along the socket's axis; the mouth is at 0.06, the pin's face at 0.04.
+    """
+    half_turn = jnp.array([[-1.0, -1.0, 1.0]])
+    peg_centre = geometry.position[:, 1] * half_turn  # into the left arm's frame
+    peg_axis = geometry.rotation[:, 1, :, 0] * half_turn
+    relative = jnp.stack([peg_centre + HALF_LENGTH * peg_axis, peg_centre - HALF_LENGTH * peg_axis], axis=1)
+    relative = relative - geometry.position[:, 0][:, None]
+    tip, tail = jnp.moveaxis(jnp.einsum("nei,nij->nej", relative, geometry.rotation[:, 0]), 1, 0)
+    lateral = jnp.linalg.norm(tip[:, 1:], axis=1)
+    tilt = jnp.linalg.norm(tail[:, 1:] - tip[:, 1:], axis=1)
+    return lateral, tilt, tip[:, 0]
