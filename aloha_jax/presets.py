@@ -97,8 +97,8 @@ PRESETS: dict[str, Config] = {
         carry=4.0,
         advantage_bins=1,  # no episode starts far along (experiment 16)
     ),
-    # The second stage of `state` (of `scratch` with its --start-states, --carry and --advantage-bins): the judge's physics, and
-    # smoother.
+    # The second stage of `state` (of `scratch` with its --start-states, --carry, --advantage-bins and --grip-tolerance None): the
+    # judge's physics, and smoother.
     "polish": dataclasses.replace(
         _STATE,
         preset="polish",
