@@ -9,6 +9,7 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("MUJOCO_GL", "egl")
 
@@ -67,11 +68,19 @@ def conditions(flags: Flags, has_pixels: bool) -> dict[str, Condition]:
     Raises:
         ConfigError: --only names none of them.
     """
-    known = CONDITIONS | (VISUAL_CONDITIONS if has_pixels else {})
-    for part in flags.only:
+    return named(CONDITIONS | (VISUAL_CONDITIONS if has_pixels else {}), flags.only)
+
+
+def named(known: dict[str, Any], only: tuple[str, ...]) -> dict[str, Any]:
+    """Those in whose name one of `only` occurs; all if there is none.
+
+    Raises:
+        ConfigError: one of `only` occurs nowhere.
+    """
+    for part in only:
         if not any(part in name for name in known):
             raise ConfigError(f"--only {part}: occurs in none of {'; '.join(known)}")
-    return {name: known[name] for name in known if not flags.only or any(part in name for part in flags.only)}
+    return {name: known[name] for name in known if not only or any(part in name for part in only)}
 
 
 def main(flags: Flags) -> None:

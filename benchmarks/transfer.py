@@ -16,8 +16,9 @@ os.environ.setdefault("MUJOCO_GL", "egl")
 import tyro
 
 from aloha_jax import checkpoints, cli, evaluation
-from aloha_jax.config import Config, ConfigError
+from aloha_jax.config import Config
 from aloha_jax.policy import Policy
+from benchmarks import robustness
 
 PHYSICS = ("fast", "exact")
 PICTURES = (("egl", "fast"), ("egl", "shadows"), ("egl", "exact"), ("warp", "fast"), ("warp", "shadows"))
@@ -55,13 +56,10 @@ def worlds(flags: Flags, config: Config) -> dict[str, Config | None]:
         if pictures:
             world["renderer"], world["render_quality"] = pictures
         name = ", ".join([f"{physics} physics", *([f"{' '.join(pictures)} pictures"] if pictures else [])])
-        # XLA's collisions are the only physics of its own, and are fast ones.
+        # Whichever is the device's: `--impl jax` has no exact physics.
         known[name] = dataclasses.replace(config, engine=flags.engine, impl="auto", **world)
     known["gym_aloha"] = None
-    for part in flags.only:
-        if not any(part in name for name in known):
-            raise ConfigError(f"--only {part}: occurs in none of {'; '.join(known)}")
-    return {name: known[name] for name in known if not flags.only or any(part in name for part in flags.only)}
+    return robustness.named(known, flags.only)
 
 
 def main(flags: Flags) -> None:

@@ -1,4 +1,4 @@
-"""Tasks: start poses, official reward, dense reward and observation features, one file per task. Pure functions of arrays."""
+"""Tasks: start poses, official reward, observation features, and the dense reward, whose terms are in `potentials`."""
 
 from aloha_jax.scene import Scene
 from aloha_jax.tasks.insertion import Insertion, StartRange
