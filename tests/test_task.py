@@ -320,19 +320,43 @@ def test_who_is_to_carry_reaches_from_above(task: Insertion, expert_replay: Repl
     half = np.sqrt(0.5)
     down = jnp.array([[half, 0.0, half], [0.0, 1.0, 0.0], [-half, 0.0, half]])
     there = geometry._replace(fingertips=tips, gripper=geometry.rotation @ down)
-    np.testing.assert_allclose(potentials.reach(there, from_above=True), 1.0, atol=1e-3)
+    np.testing.assert_allclose(potentials.reach(there, with_wrist=True), 1.0, atol=1e-3)
     level = there._replace(gripper=geometry.rotation)
     np.testing.assert_allclose(potentials.reach(level), 1.0, atol=1e-3)
-    distance = 0.1 * 2 * np.sin(np.radians(22.5)) / 3  # one of three points is off, by a chord of 45 degrees
+    distance = 0.2 * 2 * np.sin(np.radians(22.5)) / 3  # one of three points is off, by a chord of 45 degrees
     expected = 1 - 0.5 * np.tanh(4 * distance) - 0.5 * np.tanh(20 * distance)
-    np.testing.assert_allclose(potentials.reach(level, from_above=True), expected, atol=1e-3)
+    np.testing.assert_allclose(potentials.reach(level, with_wrist=True), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("raised", "degrees", "lifted"),
+    [(0.06, 45.0, 1.0), (0.03, 45.0, 0.5), (0.06, 90.0, 1.0), (0.06, 30.0, 0.3096), (0.12, 30.0, 1.0), (0.06, 0.0, 0.0)],
+)
+def test_who_is_to_carry_lifts_with_the_wrist(
+    task: Insertion, expert_replay: Replay, raised: float, degrees: float, lifted: float
+) -> None:
+    """The hand, `degrees` down, holds an object that is `raised` metres over its rest."""
+    physics, _ = at_step(expert_replay, STAGE_ENDS["close"])
+    geometry = task.geometry(physics)
+    rest = jnp.array([[0.022, 0.010]])
+    tips = geometry.fingertips.at[..., 2].set((rest + raised + 0.004)[..., None])
+    sine, cosine = np.sin(np.radians(degrees)), np.cos(np.radians(degrees))
+    down = jnp.array([[cosine, 0.0, sine], [0.0, 1.0, 0.0], [-sine, 0.0, cosine]])
+    held = geometry._replace(
+        fingertips=tips,
+        gripper=jnp.broadcast_to(down, geometry.gripper.shape),
+        position=geometry.position.at[..., 2].set(rest + raised),
+    )
+    grasp = jnp.broadcast_to(jnp.array([1.0, 0.5]), tips.shape[:2])
+    np.testing.assert_allclose(potentials.lift(held, grasp, with_wrist=True), lifted * grasp, atol=1e-3)
+    np.testing.assert_allclose(potentials.lift(held, grasp), min(raised / 0.06, 1.0) * grasp, atol=1e-3)
 
 
 def test_carrying_pays_for_an_object_that_is_level_and_where_the_arms_meet(task: Insertion, expert_replay: Replay) -> None:
     physics, progress = at_step(expert_replay, STAGE_ENDS["carry"])
     geometry = task.geometry(physics)
-    reached = potentials.reach(geometry, from_above=True)
-    lift = potentials.lift(geometry, progress.grasp) * potentials.levelness(geometry)
+    reached = potentials.reach(geometry, with_wrist=True)
+    lift = potentials.lift(geometry, progress.grasp, with_wrist=True) * potentials.levelness(geometry)
     expected = reached + progress.grasp + 3.0 * lift + potentials.mate(geometry, lift)[:, None]
     paid = potentials.total(Shaping(carry=4.0), geometry, progress.grasp)
     np.testing.assert_allclose(paid, expected + 4.0 * lift * potentials.carry(geometry), atol=1e-4)

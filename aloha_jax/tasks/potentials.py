@@ -18,12 +18,10 @@ OBJECT_REST_HEIGHT = (0.022, 0.010)
 NOMINAL_GRIP = (-0.03, 0.004)  # of the fingertips' midpoint from the object's centre: along its axis and upward, metres
 # Where each arm is to bring its object's centre, in its own frame; peg and socket are then as deep in each other as if inserted.
 MEETING_POINT = (-0.049, 0.0, 0.13)
-BEHIND = 0.1  # of the fingertips, in the hand: a point by which the hand's direction is told, metres
-APPROACH = (
-    -(0.5**0.5),
-    0.0,
-    0.5**0.5,
-)  # where that point is to lie from the fingertips, in the object's frame: out, and as far up
+# Near the wrist: how far behind the fingertips that point is, metres, and where from them it is to lie, in the object's frame:
+# as far up as out, so that the hand comes 45 degrees down.
+WRIST = 0.2
+APPROACH = (-(0.5**0.5), 0.0, 0.5**0.5)
 
 
 class Shaping(NamedTuple):
@@ -69,9 +67,9 @@ def total(shaping: Shaping, geometry: Geometry, grasp: jax.Array) -> jax.Array:
     if not shaping.carry:
         lifted = lift(geometry, grasp)
         return reach(geometry) + grasp + 3.0 * lifted + mate(geometry, lifted)[:, None]
-    lifted = lift(geometry, grasp) * levelness(geometry)
+    lifted = lift(geometry, grasp, with_wrist=True) * levelness(geometry)
     shared = mate(geometry, lifted)[:, None]
-    return reach(geometry, from_above=True) + grasp + 3.0 * lifted + shared + shaping.carry * lifted * carry(geometry)
+    return reach(geometry, with_wrist=True) + grasp + 3.0 * lifted + shared + shaping.carry * lifted * carry(geometry)
 
 
 def highest(shaping: Shaping) -> float:
@@ -79,37 +77,47 @@ def highest(shaping: Shaping) -> float:
     return 13.0 + 1.5 * shaping.carry
 
 
-def reach(geometry: Geometry, from_above: bool = False) -> jax.Array:
+def reach(geometry: Geometry, with_wrist: bool = False) -> jax.Array:
     """float32[N, 2] in 0..1: fingertips on either side of the object, 3 cm toward its outer end and 4 mm up.
 
-    With `from_above` a third point counts as much as each fingertip, 10 cm behind them in the hand. It is where it should be if
-    the hand comes from over the object's outer end, 45 degrees down. Fingers alone are reached as well with the wrist bent up,
-    and lifting bends it further (experiment 32).
+    With `with_wrist` a third point counts as much as each fingertip, 20 cm behind them in the hand. It is where it should be if
+    the hand comes from over the object's outer end, 45 degrees down. Fingers alone are reached as well with the wrist bent up
+    (experiment 32).
     """
     side = jnp.array([1.0, -1.0])[None, :] * (jnp.array(OBJECT_HALF_WIDTH) + 0.003)[:, None]  # [arm, finger]
     along, height = NOMINAL_GRIP
     local = jnp.stack([jnp.full_like(side, along), side, jnp.full_like(side, height)], axis=-1)
     targets = geometry.position[:, :, None] + jnp.einsum("naij,afj->nafi", geometry.rotation, local)
     distances = jnp.linalg.norm(geometry.fingertips - targets, axis=-1)
-    if from_above:
-        behind = geometry.fingertips.mean(axis=2) - BEHIND * geometry.gripper[..., 0]
-        target = targets.mean(axis=2) + jnp.einsum("naij,j->nai", geometry.rotation, BEHIND * jnp.array(APPROACH))
-        distances = jnp.concatenate([distances, jnp.linalg.norm(behind - target, axis=-1, keepdims=True)], axis=-1)
+    if with_wrist:
+        target = targets.mean(axis=2) + jnp.einsum("naij,j->nai", geometry.rotation, WRIST * jnp.array(APPROACH))
+        distance = jnp.linalg.norm(_wrist(geometry) - target, axis=-1, keepdims=True)
+        distances = jnp.concatenate([distances, distance], axis=-1)
     distance = distances.mean(axis=-1)
     return 1.0 - 0.5 * jnp.tanh(4 * distance) - 0.5 * jnp.tanh(20 * distance)
 
 
-def lift(geometry: Geometry, grasp: jax.Array) -> jax.Array:
-    """float32[N, 2] in 0..1: height over rest, full at 6 cm, counted while the object is held."""
-    height = geometry.position[..., 2] - jnp.array(OBJECT_REST_HEIGHT)[None]
+def _wrist(geometry: Geometry) -> jax.Array:
+    """float32[N, 2, 3], the point near the wrist."""
+    return geometry.fingertips.mean(axis=2) - WRIST * geometry.gripper[..., 0]
+
+
+def lift(geometry: Geometry, grasp: jax.Array, with_wrist: bool = False) -> jax.Array:
+    """float32[N, 2] in 0..1: height over rest, full at 6 cm, counted while the object is held.
+
+    With `with_wrist` the height is that of the object or of the point near the wrist, whichever has come less far from where it
+    is in a nominal grip. The quickest way to lift is to bend the wrist up, to its limit, from where policies found no way to
+    the other arm (experiment 32): shoulder and elbow are to lift (experiment 35).
+    """
+    rest = jnp.array(OBJECT_REST_HEIGHT)[None]
+    height = geometry.position[..., 2] - rest
+    if with_wrist:
+        height = jnp.minimum(height, _wrist(geometry)[..., 2] - (rest + NOMINAL_GRIP[1] + WRIST * APPROACH[2]))
     return jnp.clip(height / 0.06, 0.0, 1.0) * grasp
 
 
 def levelness(geometry: Geometry) -> jax.Array:
-    """float32[N, 2] in 0..1: whether an object is held as it lay, half where it is tilted by 17 degrees, either way.
-
-    The quickest way to lift is to bend the wrist up, to its limit, from where policies found no way back (experiment 32).
-    """
+    """float32[N, 2] in 0..1: whether an object is held as it lay, half where it is tilted by 17 degrees, either way."""
     return 1.0 / (1.0 + jnp.square(geometry.rotation[..., 2, :2] / 0.3).sum(axis=-1))
 
 
