@@ -19,7 +19,7 @@ import tyro
 
 from aloha_jax import startup
 from aloha_jax.checkpoints import CheckpointError
-from aloha_jax.config import MAX_EPISODES, Config, ConfigError
+from aloha_jax.config import MAX_EPISODES, Config, ConfigError, SecondStage
 from aloha_jax.pixels import RendererUnavailable
 from aloha_jax.presets import PRESETS
 from aloha_jax.run import Diverged
@@ -29,8 +29,6 @@ from aloha_jax.signals import Interrupted
 logging.getLogger("jax._src.callback").setLevel(logging.CRITICAL)
 
 T = TypeVar("T")
-
-SECOND_STAGES = ("polish", "pixels-polish", "pixels-finetune")  # presets
 
 # What cannot be written, and what to do about it.
 STORAGE_ERRORS = (
@@ -78,7 +76,7 @@ def parse_config(args: Sequence[str]) -> tuple[Config, set[str]]:
     config = parse(Config, args, default=PRESETS[preset], description="Train a policy with PPO; docs: README.md.")
     given = {word[2:].split("=")[0].removeprefix("no-").replace("-", "_") for word in args if word.startswith("--")}
     given &= {field.name for field in dataclasses.fields(Config)}
-    if preset in SECOND_STAGES and config.init_from is None and config.resume is None:
+    if preset in typing.get_args(SecondStage) and config.init_from is None and config.resume is None:
         raise ConfigError(f"--preset {preset} goes on from a policy that inserts: give it with --init-from")
     config = dataclasses.replace(config, preset=preset)
     # A run that is resumed has settings of its own, which need not fit those of the command line.

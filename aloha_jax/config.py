@@ -17,6 +17,9 @@ NATURE_CNN = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 # so that a half turn of the picture exchanges the arms.
 WORK_AREA = (196, 180, 168, 280)
 
+# Presets; those of the second stage go on from another run.
+FirstStage = Literal["auto", "cpu", "gpu", "state", "scratch", "pixels", "pixels-scratch", "smoke", "guide"]
+SecondStage = Literal["polish", "pixels-polish", "pixels-finetune"]
 
 LEARNING_RATE_BOUNDS = (1e-5, 2e-3)  # of the adaptive schedule
 MAX_EPISODES = 100_000  # that are judged at a time
@@ -35,9 +38,7 @@ class Config:
     """Every setting of a run. Each field is a flag of `train.py`; the text under it is the flag's help."""
 
     # --- The run
-    preset: Literal[
-        "auto", "cpu", "gpu", "state", "scratch", "polish", "pixels", "pixels-polish", "pixels-finetune", "smoke", "guide"
-    ] = "auto"
+    preset: Literal[FirstStage, SecondStage] = "auto"
     """Defaults for everything below; `auto` takes `gpu` if JAX sees one, else `cpu`."""
     log_dir: str = "runs/insertion"
     """The run's directory: checkpoints, TensorBoard, evaluations, videos."""

@@ -115,6 +115,23 @@ PRESETS: dict[str, Config] = {
         total_timesteps=500_000,
     ),
     "pixels": _PIXELS,
+    # No teacher: what `scratch` learns from, seen by the camera, and by the critic the state (experiment 35).
+    "pixels-scratch": dataclasses.replace(
+        _PIXELS,
+        preset="pixels-scratch",
+        ppo_coef=1.0,
+        distill_coef=0.0,
+        teacher_mix=0.0,
+        carry=4.0,
+        log_std_init=-0.7,
+        log_std_final=-1.7,
+        n_steps=32,
+        batch_size=512,
+        learning_rate=6e-4,
+        lr_schedule="adaptive",
+        target_kl=0.02,
+        average_decay=0.9,
+    ),
     "pixels-polish": _PIXELS_POLISH,
     # The third: PPO, for the task itself, the teacher at hand. An imitator steps ten times too far for it (experiment 20).
     "pixels-finetune": dataclasses.replace(
