@@ -18,7 +18,7 @@ NATURE_CNN = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
 WORK_AREA = (196, 180, 168, 280)
 
 # Presets; those of the second stage go on from another run.
-FirstStage = Literal["auto", "cpu", "gpu", "state", "scratch", "pixels", "pixels-scratch", "smoke", "guide"]
+FirstStage = Literal["auto", "cpu", "gpu", "state", "scratch", "pixels", "pixels-ppo", "smoke", "guide"]
 SecondStage = Literal["polish", "pixels-polish", "pixels-finetune"]
 
 LEARNING_RATE_BOUNDS = (1e-5, 2e-3)  # of the adaptive schedule

@@ -116,9 +116,9 @@ PRESETS: dict[str, Config] = {
     ),
     "pixels": _PIXELS,
     # No teacher: what `scratch` learns from, seen by the camera, and by the critic the state (experiment 35).
-    "pixels-scratch": dataclasses.replace(
+    "pixels-ppo": dataclasses.replace(
         _PIXELS,
-        preset="pixels-scratch",
+        preset="pixels-ppo",
         ppo_coef=1.0,
         distill_coef=0.0,
         teacher_mix=0.0,

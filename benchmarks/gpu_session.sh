@@ -69,9 +69,8 @@ parts() {
     # With shadows from the start: twice the rays, and pictures that the second stage need not get used to.
     "$part" train_gpu_shadows 300 $gpu --render-quality shadows --log-dir "$out/gpu-shadows"
     # Nothing but the task: PPO from pixels, without a teacher, by the reward of `scratch`.
-    "$part" train_gpu_ppo 580 $gpu --teacher None --distill-coef 0 --teacher-mix 0 --ppo-coef 1 --carry 4 --log-std-init -0.7 \
-        --log-std-final -1.7 --n-steps 32 --batch-size 4096 --n-epochs 4 --learning-rate 6e-4 --lr-schedule adaptive \
-        --target-kl 0.02 --average-decay 0 --total-timesteps 8000000 --log-dir "$out/gpu-ppo"
+    "$part" train_gpu_ppo 580 $train --preset pixels-ppo --engine mjx --n-envs 1024 --batch-size 4096 --n-epochs 4 \
+        --average-decay 0 --total-timesteps 8000000 --log-dir "$out/gpu-ppo"
     # Its second stage, with pictures by OpenGL, which are the judge's, and all on the GPU.
     exact="$train --preset pixels-polish $teacher --init-from $out/gpu/final_model"
     judge="$python eval.py --n-episodes 200 --seed 5000000 --num-workers 8"

@@ -20,7 +20,7 @@ from aloha_jax.engines import Physics, make_engine
 from aloha_jax.scene import PEG_QPOS, SOCKET_QPOS
 from aloha_jax.tasks import make_task, potentials
 from aloha_jax.tasks.insertion import Insertion, Progress, StartRange
-from aloha_jax.tasks.potentials import MEETING_POINT, Shaping
+from aloha_jax.tasks.potentials import MEETING_X, Shaping
 
 SEEDS = (0, 1, 2, 3)
 SEED_STARTS = np.stack([np.concatenate([START_ARM_POSE, *sample_insertion_pose(seed)]) for seed in SEEDS]).astype(np.float32)
@@ -364,9 +364,9 @@ def test_carrying_pays_for_an_object_that_is_level_and_where_the_arms_meet(task:
     lift = potentials.lift(geometry, progress.grasp)
     expected = potentials.reach(geometry) + progress.grasp + 3.0 * lift + potentials.mate(geometry, lift)[:, None]
     np.testing.assert_allclose(unpaid, expected, atol=1e-4)
-    # Moved to the meeting point, then turned about the vertical by a quarter: both ends 6 cm * sqrt(2) away.
+    # Moved to the end of the line on which they meet, then turned about the vertical by a quarter: both ends 6 cm * sqrt(2) away.
     there = geometry._replace(
-        position=jnp.broadcast_to(jnp.array(MEETING_POINT), geometry.position.shape),
+        position=jnp.broadcast_to(jnp.array([MEETING_X[1], 0.0, 0.13]), geometry.position.shape),
         rotation=jnp.broadcast_to(jnp.eye(3), geometry.rotation.shape),
     )
     np.testing.assert_allclose(potentials.carry(there), 1.5, atol=1e-6)
@@ -377,10 +377,16 @@ def test_carrying_pays_for_an_object_that_is_level_and_where_the_arms_meet(task:
     pointing = np.mean(1 - np.tanh(np.array([1.5, 6]) * np.sqrt(2)))  # apart: the ends of two unit vectors at right angles
     np.testing.assert_allclose(potentials.carry(turned), place + 0.5 * pointing, rtol=1e-5)
     assert (potentials.carry(turned) < potentials.carry(geometry)).all()  # the expert's are 2 cm higher
-    # Where the objects meet, peg and socket are as deep in each other as the pin allows, and straight.
+    # Anywhere along the line is as good, and beyond it, either way, what lies beyond counts.
+    for x, off in ((-0.055, 0.0), (MEETING_X[0], 0.0), (MEETING_X[0] - 0.02, 0.02), (MEETING_X[1] + 0.03, 0.03)):
+        paid = 0.5 + np.mean(1 - np.tanh(np.array([3, 15]) * off))
+        np.testing.assert_allclose(potentials.carry(there._replace(position=there.position.at[..., 0].set(x))), paid, rtol=1e-5)
+    # There peg and socket are straight, and from 1 cm before the mouth to as deep in each other as the pin allows.
     lateral, tilt, depth = potentials.mating_error(there)
     np.testing.assert_allclose(np.stack([lateral, tilt]), 0.0, atol=1e-6)
     np.testing.assert_allclose(depth, 0.038, atol=1e-6)
+    before = there._replace(position=there.position.at[..., 0].set(MEETING_X[0]))
+    np.testing.assert_allclose(potentials.mating_error(before)[2], 0.07, atol=1e-6)
 
 
 def test_actions_cost_what_they_are_said_to_cost(expert_replay: Replay) -> None:

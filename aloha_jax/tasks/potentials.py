@@ -16,8 +16,10 @@ MOUTH, PIN_FACE = 0.06, 0.04  # along the socket's axis from its centre
 OBJECT_HALF_WIDTH = (0.022, 0.010)
 OBJECT_REST_HEIGHT = (0.022, 0.010)
 NOMINAL_GRIP = (-0.03, 0.004)  # of the fingertips' midpoint from the object's centre: along its axis and upward, metres
-# Where each arm is to bring its object's centre, in its own frame; peg and socket are then as deep in each other as if inserted.
-MEETING_POINT = (-0.049, 0.0, 0.13)
+# Where each arm is to bring its object's centre, in its own frame: along the line on which the two meet, from where the peg is
+# 1 cm short of the socket's mouth to where they are as deep in each other as if inserted.
+MEETING_X = (-0.065, -0.049)
+MEETING_HEIGHT = 0.13
 # Near the wrist: how far behind the fingertips that point is, metres, and where from them it is to lie, in the object's frame:
 # as far up as out, so that the hand comes 45 degrees down.
 WRIST = 0.2
@@ -124,17 +126,20 @@ def levelness(geometry: Geometry) -> jax.Array:
 def carry(geometry: Geometry) -> jax.Array:
     """float32[N, 2] in 0..1.5: an object is where it is to meet the other one (1, by its ends), and points there (0.5).
 
-    Unlike `mate` it asks each arm for something that does not depend on what the other arm does. By its ends alone half
-    would be paid for an object turned by 50 degrees (docs/experiments.md, 29).
+    Unlike `mate` it asks each arm for something that does not depend on what the other arm does. So it leaves to `mate` how far
+    along the line they are in each other: asked to be all the way there, they came to lie side by side, and it would have cost
+    them to go back (docs/experiments.md, 36). By its ends alone half would be paid for an object turned by 50 degrees (29).
     """
-    axis = HALF_LENGTH * geometry.rotation[..., 0]
-    ends = jnp.stack([geometry.position + axis, geometry.position - axis], axis=2)
-    x, y, z = MEETING_POINT
-    goal = jnp.array([[x + HALF_LENGTH, y, z], [x - HALF_LENGTH, y, z]])
-    distance = jnp.linalg.norm(ends - goal[None, None], axis=-1).mean(axis=-1)
+    x = jnp.clip(geometry.position[..., 0], *MEETING_X)
+    goal = jnp.stack([x, jnp.zeros_like(x), jnp.full_like(x, MEETING_HEIGHT)], axis=-1)
+    forward = jnp.array([[[1.0, 0.0, 0.0]]])
+    turned = geometry.rotation[..., 0] - forward
+    # Half of the object's length times the difference of the directions is what its ends are off beside its centre.
+    offset = (geometry.position - goal)[:, :, None] + HALF_LENGTH * jnp.stack([turned, -turned], axis=2)
+    distance = jnp.linalg.norm(offset, axis=-1).mean(axis=-1)
     place = 0.5 * (1.0 - jnp.tanh(3.0 * distance)) + 0.5 * (1.0 - jnp.tanh(15.0 * distance))
-    turned = jnp.linalg.norm(geometry.rotation[..., 0] - jnp.array([1.0, 0.0, 0.0])[None, None], axis=-1)
-    pointing = 0.5 * (1.0 - jnp.tanh(1.5 * turned)) + 0.5 * (1.0 - jnp.tanh(6.0 * turned))
+    angle = jnp.linalg.norm(turned, axis=-1)
+    pointing = 0.5 * (1.0 - jnp.tanh(1.5 * angle)) + 0.5 * (1.0 - jnp.tanh(6.0 * angle))
     return place + 0.5 * pointing
 
 
