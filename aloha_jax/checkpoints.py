@@ -257,7 +257,7 @@ def load_initial(config: Config) -> Policy | None:
     """
     if config.init_from is None:
         return None
-    initial = load_policy(config.init_from, "--init-from")
+    initial = _with_wanted_head(config, load_policy(config.init_from, "--init-from"))
     wanted = jax.eval_shape(lambda: (init_params(config, jax.random.key(0)), init_stats(config)))
     same_shapes = _shapes((initial.params, initial.stats)) == _shapes(wanted)
     names = MEANING_FIELDS if same_shapes else dict.fromkeys(SHAPING_FIELDS + MEANING_FIELDS)
@@ -267,6 +267,16 @@ def load_initial(config: Config) -> Policy | None:
         what = "other networks, observations or actions than this run"
         raise ConfigError(f"--init-from {config.init_from} has {what}: {'; '.join(differ)}")
     return initial
+
+
+def _with_wanted_head(config: Config, initial: Policy) -> Policy:
+    """The policy with the head that predicts the state where `config` wants it, fresh if it has none, and without elsewhere."""
+    head = "state_head"
+    params = {name: x for name, x in initial.params["params"].items() if name != head}
+    fresh = init_params(config, jax.random.key(config.seed))["params"]
+    if head in fresh:
+        params[head] = initial.params["params"].get(head, fresh[head])
+    return Policy(initial.config, {**initial.params, "params": params}, initial.stats)
 
 
 def _shapes(tree: Any) -> Any:

@@ -144,6 +144,8 @@ class Config:
     """Samples whose gradient is computed at once; smaller needs less memory and changes nothing else."""
     n_epochs: int = 4
     """Passes over each rollout."""
+    state_coef: float = 0.0
+    """Weight of an auxiliary loss: the simulator's state, predicted from what the policy sees. Needs --privileged-critic."""
     learning_rate: float = 3e-4
     """Adam's step size (at the start, if scheduled)."""
     lr_schedule: Literal["constant", "linear", "adaptive"] = "constant"
@@ -235,9 +237,8 @@ class Config:
         Raises:
             ConfigError: naming the flag and the remedy.
         """
-        for name in ("total_timesteps", "n_envs", "n_steps", "batch_size", "n_epochs", "features_dim", "episode_length"):
-            _require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
-        for name in ("checkpoint_freq", "eval_freq", "eval_episodes"):
+        sizes = ("total_timesteps", "n_envs", "n_steps", "batch_size", "n_epochs", "features_dim", "episode_length")
+        for name in (*sizes, "checkpoint_freq", "eval_freq", "eval_episodes"):
             _require(getattr(self, name) >= 1, name, "must be at least 1", getattr(self, name))
         for name in ("learning_rate", "max_grad_norm", "clip_range"):
             _require(0 < getattr(self, name) < float("inf"), name, "must be positive and finite", getattr(self, name))
@@ -245,7 +246,7 @@ class Config:
             _require(0 <= getattr(self, name) <= 1, name, "must lie in 0..1", getattr(self, name))
         for name in ("eval_episodes", "final_eval_episodes"):
             _require(getattr(self, name) <= MAX_EPISODES, name, f"must be at most {MAX_EPISODES}", getattr(self, name))
-        costs = ("ent_coef", "vf_coef", "ppo_coef", "distill_coef", "action_cost", "action_change_cost", "carry")
+        costs = ("ent_coef", "vf_coef", "ppo_coef", "distill_coef", "state_coef", "action_cost", "action_change_cost", "carry")
         for name in (*costs, "final_eval_episodes"):
             _require(0 <= getattr(self, name) < float("inf"), name, "must not be negative", getattr(self, name))
         for field in dataclasses.fields(self):  # JAX counts in 32 bits
@@ -340,6 +341,7 @@ class Config:
         beside = self.history or self.observe_target or self.privileged_critic
         flags = "--history, --observe-target or --privileged-critic"
         _require(not beside or self.has_pixels, "obs", f"must have pixels with {flags}: the state holds all of it", self.obs)
+        _require(not self.state_coef or self.privileged_critic, "state_coef", "needs --privileged-critic", self.state_coef)
         if self.has_pixels:
             height, width = self.image_height, self.image_width
             for features, kernel, stride in self.conv:

@@ -29,6 +29,7 @@ EPISODE_WINDOW = 100  # rollout means are over at least this many of the latest 
 TRAIN_TAGS = {
     "policy_loss": "train/policy_loss",
     "distill_loss": "train/distill_loss",
+    "state_loss": "train/state_loss",
     "value_loss": "train/value_loss",
     "entropy_loss": "train/entropy_loss",
     "approx_kl": "train/approx_kl",

@@ -140,6 +140,7 @@ class ActorCritic(nn.Module):
         activation: of the heads: `relu`, `elu` or `tanh`.
         privileged_critic: whether the value head sees `privileged` instead of the observation.
         log_std_init: initial log standard deviation of every action.
+        state_size: of the simulator's state, if it is to be predicted from what the policy sees (`with_state_error`); else None.
         action_size: 14 for two ViperX arms.
     """
 
@@ -149,18 +150,34 @@ class ActorCritic(nn.Module):
     activation: str = "tanh"
     privileged_critic: bool = False
     log_std_init: float = 0.0
+    state_size: int | None = None
     action_size: int = ACTION_SIZE
 
     def setup(self) -> None:
         self.encoder = PixelEncoder(self.conv, self.features_dim)
         self.policy_head = Mlp(self.hidden_sizes, self.action_size, self.activation, output_gain=0.01)
         self.value_head = Mlp(self.hidden_sizes, 1, self.activation, output_gain=0.01)
+        if self.state_size is not None:
+            self.state_head = Mlp(self.hidden_sizes[:1], self.state_size, self.activation, output_gain=1.0)
         self.log_std = self.param("log_std", nn.initializers.constant(self.log_std_init), (self.action_size,))
 
     def __call__(self, inputs: dict[str, jax.Array]) -> tuple[Gaussian, jax.Array]:
         """Action distribution and value float32[B]."""
         features = self._features(inputs)
+        if self.state_size is not None and self.is_initializing():
+            self.state_head(features)
         return self._policy(features), self._value(inputs, features)
+
+    def with_state_error(self, inputs: dict[str, jax.Array]) -> tuple[Gaussian, jax.Array, jax.Array]:
+        """The same, and the mean squared error, float32[B], of the state as predicted from what the policy sees.
+
+        Rewards tell an encoder little about where things are, the state all (auxiliary tasks: Jaderberg et al. 2017). The
+        prediction is for learning alone: no action depends on it.
+        """
+        features = self._features(inputs)
+        state = self._privileged(inputs)[..., : self.state_size]
+        error = jnp.square(self.state_head(features) - state).mean(axis=-1)
+        return self._policy(features), self._value(inputs, features), error
 
     def policy(self, inputs: dict[str, jax.Array]) -> Gaussian:
         """The action distribution alone."""

@@ -24,6 +24,7 @@ def make_network(config: Config) -> ActorCritic | MirroredActorCritic:
         activation=config.activation,
         privileged_critic=config.privileged_critic and config.has_pixels,
         log_std_init=config.log_std_init,
+        state_size=STATE_SIZE if config.state_coef else None,
     )
 
 

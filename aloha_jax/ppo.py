@@ -14,7 +14,7 @@ import optax
 from aloha_jax.networks import entropy, log_prob
 
 Params = Any
-Apply = Callable[..., Any]  # (params, inputs) -> (Gaussian, values)
+Apply = Callable[..., Any]  # (params, inputs) -> (Gaussian, values), or (Gaussian, values, errors of a predicted state)
 
 
 class Transition(NamedTuple):
@@ -62,10 +62,11 @@ class Batch(NamedTuple):
 
 
 class Coefficients(NamedTuple):
-    """Weights that may change during a run, float32[] each: of PPO's policy objective, and of imitating the teacher."""
+    """Weights of PPO's policy objective, of imitating a teacher, and of predicting the state: float32[], may change in a run."""
 
     ppo: jax.Array | float = 1.0
     distill: jax.Array | float = 0.0
+    state: jax.Array | float = 0.0
 
 
 PPO_ALONE = Coefficients()
@@ -157,7 +158,7 @@ def loss(
 
     `batch.advantage` and `batch.own` are taken as they are: normalisation belongs to the minibatch, this may see a part of it.
     """
-    distribution, value = apply(params, batch.inputs)
+    distribution, value, *state_error = apply(params, batch.inputs)
     log_ratio = log_prob(distribution, batch.action) - batch.log_prob
     weight: jax.Array | float = 1.0
     if batch.own is not None:
@@ -173,12 +174,15 @@ def loss(
     entropy_loss = -entropy(distribution).mean()
 
     total = coef.ppo * policy_loss + hp.vf_coef * value_loss + hp.ent_coef * entropy_loss
-    imitation = {}
+    auxiliary = {}
+    if state_error:
+        auxiliary["state_loss"] = state_error[0].mean()
+        total += coef.state * auxiliary["state_loss"]
     if batch.teacher_action is not None:
         difference = distribution.mean - batch.teacher_action.reshape(distribution.mean.shape)
-        imitation["distill_loss"] = 0.5 * jnp.square(difference).sum(axis=-1).mean()
-        total += coef.distill * imitation["distill_loss"]
-    return total, imitation | {
+        auxiliary["distill_loss"] = 0.5 * jnp.square(difference).sum(axis=-1).mean()
+        total += coef.distill * auxiliary["distill_loss"]
+    return total, auxiliary | {
         "policy_loss": policy_loss,
         "value_loss": value_loss,
         "entropy_loss": entropy_loss,

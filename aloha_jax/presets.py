@@ -122,6 +122,7 @@ PRESETS: dict[str, Config] = {
         ppo_coef=1.0,
         distill_coef=0.0,
         teacher_mix=0.0,
+        state_coef=1.0,
         carry=4.0,
         log_std_init=-0.7,
         log_std_final=-1.7,

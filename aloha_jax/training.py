@@ -140,9 +140,9 @@ def _learn(
     optimizer, hp = make_optimizer(config), hyperparameters(config)
     opt_state = _schedule(config, run)
     batch = ppo.make_batch(transitions, last_value, config.gamma, config.gae_lambda)
-    apply: Any = network.apply
+    apply: Any = functools.partial(network.apply, method="with_state_error") if config.state_coef else network.apply
     distill = _linear(config, run.update, config.distill_coef, config.distill_coef_final)
-    coef = Coefficients(config.ppo_coef, distill)
+    coef = Coefficients(config.ppo_coef, distill, config.state_coef)
     params, opt_state, metrics = ppo.update(run.params, opt_state, batch, key, apply, optimizer, hp, coef)
     if config.lr_schedule == "adaptive":
         assert config.target_kl is not None  # Config.validate

@@ -181,6 +181,44 @@ def test_a_privileged_critic_has_no_part_in_the_encoder(inputs: dict[str, jax.Ar
     assert (value != apply(network, params, elsewhere)[1]).all()
 
 
+def test_the_state_is_predicted_from_what_the_policy_sees(inputs: dict[str, jax.Array]) -> None:
+    network = SMALL.clone(privileged_critic=True, state_size=18)  # the last two of `privileged` are not asked for
+    params = initial(network)
+    distribution, value, error = apply(network, params, inputs, method="with_state_error")
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5), (distribution, value), apply(network, params, inputs))
+    # A head that says the same of every observation is off by what there is to say.
+    head = jax.tree.map(jnp.zeros_like, params["params"]["state_head"])
+    head["Dense_1"]["bias"] = jnp.arange(18.0)
+    constant = {"params": {**params["params"], "state_head": head}}
+    expected = np.square(np.asarray(inputs["privileged"])[:, :18] - np.arange(18)).mean(axis=1)
+    np.testing.assert_allclose(apply(network, constant, inputs, method="with_state_error")[2], expected, rtol=1e-5)
+
+    def loss(params: Any) -> jax.Array:
+        return apply(network, params, inputs, method="with_state_error")[2].mean()
+
+    gradient = jax.jit(jax.grad(loss))(params)["params"]
+    assert all((x != 0).any() for name in ("encoder", "state_head") for x in jax.tree.leaves(gradient[name]))
+    assert all((x == 0).all() for name in ("policy_head", "value_head", "log_std") for x in jax.tree.leaves(gradient[name]))
+    assert error.shape == (3,)
+    assert "state_head" not in initial(SMALL)["params"]
+
+
+def test_each_arm_predicts_the_state_as_it_sees_it(rng: np.random.Generator) -> None:
+    """The state of the mirrored scene is predicted of the other arm, and as well."""
+    network = MirroredActorCritic(privileged_critic=True, hidden_sizes=(8,), state_size=142)
+    joints, state = rng.normal(size=(2, 14)), rng.normal(size=(2, 142))
+    inputs = {"agent_pos": jnp.asarray(joints), "privileged": jnp.asarray(state)}
+    params = jax.jit(network.init)(jax.random.key(0), inputs)
+    params["params"]["state_head"] = jax.tree.map(jnp.zeros_like, params["params"]["state_head"])
+    left_of = np.concatenate([state[:, :68], state[:, 68:136], state[:, 136:]], axis=1)
+    params["params"]["state_head"]["Dense_1"]["bias"] = jnp.asarray(left_of[0])
+    error = apply(network, params, inputs, method="with_state_error")[2]
+    assert error.shape == (2, 2)
+    np.testing.assert_allclose(error[0, 0], 0.0, atol=1e-12)
+    right_of = np.concatenate([state[:, 68:136], state[:, :68], state[:, 136:]], axis=1)
+    np.testing.assert_allclose(error[0, 1], np.square(right_of[0] - left_of[0]).mean(), rtol=1e-5)
+
+
 @pytest.mark.parametrize("privileged_critic", [False, True])
 def test_the_policy_never_sees_privileged_inputs(inputs: dict[str, jax.Array], privileged_critic: bool) -> None:
     network = SMALL.clone(privileged_critic=privileged_critic)

@@ -193,6 +193,22 @@ def test_imitation_by_hand(jit: Callable) -> None:
     np.testing.assert_array_equal(gradients(params, Coefficients(ppo=0.0, distill=0.0))[0]["mean"], 0.0)
 
 
+def test_predicting_the_state_adds_its_error_by_its_weight(jit: Callable) -> None:
+    params, batch = lookup_batch([1.1, 1.1], [2.0, 2.0])
+
+    def with_error(params: Any, inputs: Any) -> Any:
+        return *table(params, inputs), params["error"]
+
+    params["error"] = jnp.array([3.0, 5.0])
+    hp = Hyperparameters(vf_coef=0.0)
+    gradient, metrics = jit(
+        lambda params: jax.grad(ppo.loss, has_aux=True)(params, with_error, batch, hp, Coefficients(state=0.5))
+    )(params)
+    np.testing.assert_allclose(metrics["state_loss"], 4.0, rtol=1e-6)
+    np.testing.assert_allclose(gradient["error"], [0.25, 0.25], rtol=1e-6)
+    np.testing.assert_allclose(gradient["mean"], [[-1.1], [-1.1]], rtol=1e-5)
+
+
 def test_the_two_objectives_add_up_by_their_weights(jit: Callable) -> None:
     params, batch = lookup_batch([1.1], [2.0])
     batch = batch._replace(teacher_action=jnp.array([[3.0]]))

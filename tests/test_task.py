@@ -357,7 +357,7 @@ def test_carrying_pays_for_an_object_that_is_level_and_where_the_arms_meet(task:
     geometry = task.geometry(physics)
     reached = potentials.reach(geometry, with_wrist=True)
     lift = potentials.lift(geometry, progress.grasp, with_wrist=True) * potentials.levelness(geometry)
-    expected = reached + progress.grasp + 3.0 * lift + potentials.mate(geometry, lift)[:, None]
+    expected = reached + progress.grasp + 3.0 * lift + potentials.join(geometry, lift)[:, None]
     paid = potentials.total(Shaping(carry=4.0), geometry, progress.grasp)
     np.testing.assert_allclose(paid, expected + 4.0 * lift * potentials.carry(geometry), atol=1e-4)
     unpaid = potentials.total(Shaping(), geometry, progress.grasp)
@@ -386,7 +386,47 @@ def test_carrying_pays_for_an_object_that_is_level_and_where_the_arms_meet(task:
     np.testing.assert_allclose(np.stack([lateral, tilt]), 0.0, atol=1e-6)
     np.testing.assert_allclose(depth, 0.038, atol=1e-6)
     before = there._replace(position=there.position.at[..., 0].set(MEETING_X[0]))
-    np.testing.assert_allclose(potentials.mating_error(before)[2], 0.07, atol=1e-6)
+    np.testing.assert_allclose(potentials.mating_error(before)[2], 0.1, atol=1e-6)
+
+
+# Depth and lateral error of a straight peg in millimetres, what its way in pays of 2, and the error whose tanh alignment is.
+JOINED = [
+    (75, 0, 0.0, 0),  # aligned, 15 mm short of the mouth
+    (60, 0, 2 * 15 / 35, 0),  # at the mouth
+    (40, 0, 2.0, 0),  # at the pin
+    (100, 0, 0.0, 25),
+    (75, 36, 0.0, 36),
+    (53, 36, 0.0, 36 + 2 * 22),  # beside the socket
+    (60, 11, 2 * 15 / 35 / 2, 11 + 15),  # half aligned
+]
+
+
+@pytest.mark.parametrize(("depth", "lateral", "insert", "error"), JOINED)
+def test_joining_pays_for_a_peg_before_the_mouth_and_then_in_it(
+    task: Insertion, expert_replay: Replay, depth: float, lateral: float, insert: float, error: float
+) -> None:
+    physics, _ = at_step(expert_replay, STAGE_ENDS["carry"])
+    geometry = task.geometry(physics)
+    apart = depth / 1000 + 0.06  # of the centres, along the socket's axis
+    position = jnp.array([[-apart / 2, 0.0, 0.13], [-apart / 2, lateral / 1000, 0.13]])
+    joined = geometry._replace(
+        position=jnp.broadcast_to(position, geometry.position.shape),
+        rotation=jnp.broadcast_to(jnp.eye(3), geometry.rotation.shape),
+    )
+    lifted = jnp.broadcast_to(jnp.array([0.5, 1.0]), geometry.position.shape[:2])
+    align = np.mean(1 - np.tanh(np.array([3, 15, 40]) * error / 1000))
+    np.testing.assert_allclose(potentials.join(joined, lifted), 0.5 * (6 * align + insert), atol=1e-4)
+
+
+def test_joining_costs_the_expert_nothing_on_its_way(task: Insertion, expert_replay: Replay) -> None:
+    """From where it has carried both to where they are in each other, up to what its arms tremble."""
+    physics, progress = flat(expert_replay)
+    geometry = task.geometry(physics)
+    joined = per_step(potentials.join(geometry, potentials.lift(geometry, progress.grasp)))
+    way = joined[STAGE_ENDS["carry"] : STAGE_ENDS["insert"] + 1]
+    assert (np.diff(way, axis=0) > -0.1).all()
+    assert (way[-1] > way[0] + 4).all()
+    assert (joined <= 8).all()
 
 
 def test_actions_cost_what_they_are_said_to_cost(expert_replay: Replay) -> None:

@@ -17,9 +17,10 @@ OBJECT_HALF_WIDTH = (0.022, 0.010)
 OBJECT_REST_HEIGHT = (0.022, 0.010)
 NOMINAL_GRIP = (-0.03, 0.004)  # of the fingertips' midpoint from the object's centre: along its axis and upward, metres
 # Where each arm is to bring its object's centre, in its own frame: along the line on which the two meet, from where the peg is
-# 1 cm short of the socket's mouth to where they are as deep in each other as if inserted.
-MEETING_X = (-0.065, -0.049)
+# 4 cm short of the socket's mouth to where they are as deep in each other as if inserted.
+MEETING_X = (-0.08, -0.049)
 MEETING_HEIGHT = 0.13
+BEFORE = 0.075  # depth, as `mating_error` has it, at which the peg may be moved aside: 1.5 cm short of the mouth, metres
 # Near the wrist: how far behind the fingertips that point is, metres, and where from them it is to lie, in the object's frame:
 # as far up as out, so that the hand comes 45 degrees down.
 WRIST = 0.2
@@ -70,7 +71,7 @@ def total(shaping: Shaping, geometry: Geometry, grasp: jax.Array) -> jax.Array:
         lifted = lift(geometry, grasp)
         return reach(geometry) + grasp + 3.0 * lifted + mate(geometry, lifted)[:, None]
     lifted = lift(geometry, grasp, with_wrist=True) * levelness(geometry)
-    shared = mate(geometry, lifted)[:, None]
+    shared = join(geometry, lifted)[:, None]
     return reach(geometry, with_wrist=True) + grasp + 3.0 * lifted + shared + shaping.carry * lifted * carry(geometry)
 
 
@@ -152,6 +153,22 @@ def mate(geometry: Geometry, lifted: jax.Array) -> jax.Array:
     error = lateral + 0.7 * tilt + jnp.abs(depth - set_point)
     align = jnp.mean(1.0 - jnp.tanh(jnp.array([[3.0, 15.0, 40.0]]) * error[:, None]), axis=1)
     insert = jnp.clip((0.065 - depth) / 0.025, 0.0, 1.0) * (lateral < 0.012)
+    return lifted.min(axis=1) * (6.0 * align + 2.0 * insert)
+
+
+def join(geometry: Geometry, lifted: jax.Array) -> jax.Array:
+    """float32[N] in 0..8: what `mate` pays for, without its valleys: no step of the way costs something.
+
+    `mate` moves the set point inward while the lateral error falls, by three times as much: who aligns the peg at the mouth, as
+    one must before it goes in, is charged for not being inside. And a peg beside the socket, held off by its wall, was charged
+    too little to draw back (docs/experiments.md, 36). Here depth costs nothing that is not in the way, and going in pays.
+    """
+    lateral, tilt, depth = mating_error(geometry)
+    aligned = jnp.clip((0.016 - lateral) / 0.010, 0.0, 1.0)
+    beside = jnp.maximum(BEFORE - depth, 0.0) * (1.0 - aligned)
+    error = lateral + 0.7 * tilt + jnp.maximum(depth - BEFORE, 0.0) + 2.0 * beside
+    align = jnp.mean(1.0 - jnp.tanh(jnp.array([[3.0, 15.0, 40.0]]) * error[:, None]), axis=1)
+    insert = jnp.clip((BEFORE - depth) / (BEFORE - PIN_FACE), 0.0, 1.0) * aligned
     return lifted.min(axis=1) * (6.0 * align + 2.0 * insert)
 
 
