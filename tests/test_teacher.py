@@ -220,6 +220,35 @@ def test_a_start_that_saw_other_numbers_is_refused(tmp_path: Path) -> None:
         checkpoints.load_initial(joints)
 
 
+@pytest.mark.parametrize(("here", "there"), [(0.0, 1.0), (1.0, 0.0), (0.5, 1.0)])
+def test_a_start_brings_the_head_that_predicts_the_state_where_it_is_wanted(here: float, there: float, tmp_path: Path) -> None:
+    plain = dataclasses.replace(PRESETS["smoke"], privileged_critic=True)
+    saved, wanted = (dataclasses.replace(plain, state_coef=coef) for coef in (there, here))
+    params = init_params(saved, jax.random.key(1))
+    checkpoints.save_model(tmp_path / "model", Policy(saved, params, init_stats(saved)))
+    initial = checkpoints.load_initial(dataclasses.replace(wanted, init_from=str(tmp_path / "model")))
+    assert initial is not None
+    fresh = init_params(wanted, jax.random.key(wanted.seed))
+    assert jax.tree.map(jnp.shape, initial.params) == jax.tree.map(jnp.shape, fresh)
+    for name, ours in initial.params["params"].items():
+        jax.tree.map(np.testing.assert_array_equal, ours, params["params"].get(name, fresh["params"][name]))
+
+
+def test_the_state_is_learned_from_pictures(tmp_path: Path) -> None:
+    """By a policy that is paid for nothing else: all of the rest of its loss has weight 0 or no part in the encoder."""
+    config = dataclasses.replace(
+        PRESETS["smoke"], privileged_critic=True, state_coef=1.0, ppo_coef=1e-6, learning_rate=3e-3, total_timesteps=64 * 30
+    )
+    begun = run.Run(config, tmp_path, quiet=True)
+    losses = []
+    for _ in range(30):
+        begun.state, metrics = begun.train_step(begun.state)
+        losses.append(float(metrics["state_loss"]))
+    begun.close()
+    # The first update still sees the state in its own units.
+    assert np.mean(losses[25:]) < 0.6 * np.mean(losses[1:4])
+
+
 @pytest.mark.parametrize(("name", "value"), [("activation", "relu"), ("action", "absolute")])
 def test_a_start_whose_parameters_mean_something_else_is_refused(saved: Path, name: str, value: str) -> None:
     assert getattr(TEACHER, name) != value
