@@ -534,6 +534,16 @@ def test_levels_pay_once(task: Insertion) -> None:
         assert progress.best_level.tolist() == [best]
 
 
+def test_with_carry_lifting_and_meeting_pay_by_the_potential_alone(task: Insertion) -> None:
+    """Level 1 pays 0.5 and level 4 its 10, to each arm, halved; 2 and 3, which a bent wrist and a push reach as well, nothing."""
+    carrying = make_task("insertion", scene.make_scene(physics="exact"), Shaping(carry=4.0))
+    physics = touching(task, set())
+    progress = carrying.start_progress(physics)._replace(best_level=jnp.zeros(1, jnp.int32))
+    for level, bonus in ((1, 0.5), (2, 0.0), (3, 0.0), (1, 0.0), (4, 10.0)):
+        reward, progress = carrying.dense(physics, progress, jnp.array([level]), jnp.zeros(1, bool), jnp.zeros((1, 14)))
+        np.testing.assert_allclose(reward, [[0.5 * bonus] * 2], atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("degrees", "bonus"), [(0.0, 10.0), (5.0, 4 + 6 * (1 - 3 * np.sin(np.radians(5)))), (21.0, 4.0), (90.0, 4.0)]
 )

@@ -186,7 +186,7 @@ class Insertion:
         first_time = (levels[None] <= level[:, None]) & (levels[None] > progress.best_level[:, None])
         _, tilt, _ = potentials.mating_error(geometry)
         straight = jnp.clip(1.0 - tilt / 0.04, 0.0, 1.0)  # 0 from 20 degrees
-        bonus = first_time[:, :3] @ jnp.array([0.5, 1.0, 1.0]) + first_time[:, 3] * (4.0 + 6.0 * straight)
+        bonus = first_time[:, :3] @ jnp.array(potentials.level_bonus(self.shaping)) + first_time[:, 3] * (4.0 + 6.0 * straight)
         shaping = self.shaping
         effort = shaping.action_cost * jnp.square(action) + shaping.action_change_cost * jnp.square(action - progress.action)
         effort = effort.reshape(-1, 2, 7).sum(axis=2)

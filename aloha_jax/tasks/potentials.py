@@ -75,6 +75,15 @@ def total(shaping: Shaping, geometry: Geometry, grasp: jax.Array) -> jax.Array:
     return reach(geometry, with_wrist=True) + grasp + 3.0 * lifted + shared + shaping.carry * lifted * carry(geometry)
 
 
+def level_bonus(shaping: Shaping) -> tuple[float, float, float]:
+    """What reaching official levels 1, 2 and 3 pays, once in an episode.
+
+    A wrist bent up lifts an object off the table, and objects that are pushed together are at each other. So where the potential
+    says how to lift and to join them, the levels that would pay for either way do not (docs/experiments.md, 37).
+    """
+    return (0.5, 0.0, 0.0) if shaping.carry else (0.5, 1.0, 1.0)
+
+
 def highest(shaping: Shaping) -> float:
     """What either arm's potential is when the peg is inserted."""
     return 13.0 + 1.5 * shaping.carry
