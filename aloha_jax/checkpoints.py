@@ -271,11 +271,11 @@ def load_initial(config: Config) -> Policy | None:
 
 def _with_wanted_head(config: Config, initial: Policy) -> Policy:
     """The policy with the head that predicts the state where `config` wants it, fresh if it has none, and without elsewhere."""
-    head = "state_head"
-    params = {name: x for name, x in initial.params["params"].items() if name != head}
-    fresh = init_params(config, jax.random.key(config.seed))["params"]
-    if head in fresh:
-        params[head] = initial.params["params"].get(head, fresh[head])
+    head, params = "state_head", dict(initial.params["params"])
+    if not config.state_coef:
+        params.pop(head, None)
+    elif head not in params:
+        params[head] = init_params(config, jax.random.key(config.seed))["params"][head]
     return Policy(initial.config, {**initial.params, "params": params}, initial.stats)
 
 

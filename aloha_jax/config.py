@@ -90,7 +90,8 @@ class Config:
     """Metres; a hold that far from the nominal grip counts for little in the dense reward. None: any hold counts in full, or
     with --teacher, as the teacher's training had it."""
     carry: float = 0.0
-    """What the dense reward pays for bringing a lifted object, level and facing the other arm, to where the two meet."""
+    """What the dense reward pays for bringing a lifted object, level and facing the other arm, to where the two meet; above 0, it
+    also asks hands to come from above and to lift with shoulder and elbow, and pays no levels on the way."""
     engine: Literal["auto", "c", "mjx"] = "auto"
     """Physics: C MuJoCo on CPU threads (auto, on every machine), or MJX on the accelerator."""
     impl: Literal["auto", "jax", "warp"] = "auto"

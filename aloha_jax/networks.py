@@ -175,7 +175,7 @@ class ActorCritic(nn.Module):
         prediction is for learning alone: no action depends on it.
         """
         features = self._features(inputs)
-        state = self._privileged(inputs)[..., : self.state_size]
+        state = self._privileged(inputs)[..., : self.state_size]  # without a mirrored network's flag, which is no part of it
         error = jnp.square(self.state_head(features) - state).mean(axis=-1)
         return self._policy(features), self._value(inputs, features), error
 

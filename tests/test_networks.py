@@ -204,7 +204,7 @@ def test_the_state_is_predicted_from_what_the_policy_sees(inputs: dict[str, jax.
 
 
 def test_each_arm_predicts_the_state_as_it_sees_it(rng: np.random.Generator) -> None:
-    """The state of the mirrored scene is predicted of the other arm, and as well."""
+    """Its own block first, then the other arm's, then what both share: the left arm's order is not the right one's."""
     network = MirroredActorCritic(privileged_critic=True, hidden_sizes=(8,), state_size=142)
     joints, state = rng.normal(size=(2, 14)), rng.normal(size=(2, 142))
     inputs = {"agent_pos": jnp.asarray(joints), "privileged": jnp.asarray(state)}

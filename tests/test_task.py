@@ -20,7 +20,7 @@ from aloha_jax.engines import Physics, make_engine
 from aloha_jax.scene import PEG_QPOS, SOCKET_QPOS
 from aloha_jax.tasks import make_task, potentials
 from aloha_jax.tasks.insertion import Insertion, Progress, StartRange
-from aloha_jax.tasks.potentials import MEETING_X, Shaping
+from aloha_jax.tasks.potentials import MEETING_X, Geometry, Shaping
 
 SEEDS = (0, 1, 2, 3)
 SEED_STARTS = np.stack([np.concatenate([START_ARM_POSE, *sample_insertion_pose(seed)]) for seed in SEEDS]).astype(np.float32)
@@ -332,7 +332,7 @@ def test_who_is_to_carry_reaches_from_above(task: Insertion, expert_replay: Repl
     ("raised", "degrees", "lifted"),
     [(0.06, 45.0, 1.0), (0.03, 45.0, 0.5), (0.06, 90.0, 1.0), (0.06, 30.0, 0.3096), (0.12, 30.0, 1.0), (0.06, 0.0, 0.0)],
 )
-def test_who_is_to_carry_lifts_with_the_wrist(
+def test_who_is_to_carry_lifts_the_wrist_as_well(
     task: Insertion, expert_replay: Replay, raised: float, degrees: float, lifted: float
 ) -> None:
     """The hand, `degrees` down, holds an object that is `raised` metres over its rest."""
@@ -381,12 +381,22 @@ def test_carrying_pays_for_an_object_that_is_level_and_where_the_arms_meet(task:
     for x, off in ((-0.055, 0.0), (MEETING_X[0], 0.0), (MEETING_X[0] - 0.02, 0.02), (MEETING_X[1] + 0.03, 0.03)):
         paid = 0.5 + np.mean(1 - np.tanh(np.array([3, 15]) * off))
         np.testing.assert_allclose(potentials.carry(there._replace(position=there.position.at[..., 0].set(x))), paid, rtol=1e-5)
-    # There peg and socket are straight, and from 1 cm before the mouth to as deep in each other as the pin allows.
+    # There peg and socket are straight, and from 4 cm before the mouth to as deep in each other as the pin allows.
     lateral, tilt, depth = potentials.mating_error(there)
     np.testing.assert_allclose(np.stack([lateral, tilt]), 0.0, atol=1e-6)
     np.testing.assert_allclose(depth, 0.038, atol=1e-6)
     before = there._replace(position=there.position.at[..., 0].set(MEETING_X[0]))
     np.testing.assert_allclose(potentials.mating_error(before)[2], 0.1, atol=1e-6)
+
+
+def joined_by(geometry: Geometry, depth: float, lateral: float) -> Geometry:
+    """Both level and facing each other, the peg's tip at `depth` along the socket's axis and `lateral` off it, in millimetres."""
+    apart = depth / 1000 + 0.06  # of the centres, along the axis
+    position = jnp.array([[-apart / 2, 0.0, 0.13], [-apart / 2, lateral / 1000, 0.13]])
+    return geometry._replace(
+        position=jnp.broadcast_to(position, geometry.position.shape),
+        rotation=jnp.broadcast_to(jnp.eye(3), geometry.rotation.shape),
+    )
 
 
 # Depth and lateral error of a straight peg in millimetres, what its way in pays of 2, and the error whose tanh alignment is.
@@ -407,26 +417,32 @@ def test_joining_pays_for_a_peg_before_the_mouth_and_then_in_it(
 ) -> None:
     physics, _ = at_step(expert_replay, STAGE_ENDS["carry"])
     geometry = task.geometry(physics)
-    apart = depth / 1000 + 0.06  # of the centres, along the socket's axis
-    position = jnp.array([[-apart / 2, 0.0, 0.13], [-apart / 2, lateral / 1000, 0.13]])
-    joined = geometry._replace(
-        position=jnp.broadcast_to(position, geometry.position.shape),
-        rotation=jnp.broadcast_to(jnp.eye(3), geometry.rotation.shape),
-    )
+    joined = joined_by(geometry, depth, lateral)
     lifted = jnp.broadcast_to(jnp.array([0.5, 1.0]), geometry.position.shape[:2])
     align = np.mean(1 - np.tanh(np.array([3, 15, 40]) * error / 1000))
     np.testing.assert_allclose(potentials.join(joined, lifted), 0.5 * (6 * align + insert), atol=1e-4)
 
 
-def test_joining_costs_the_expert_nothing_on_its_way(task: Insertion, expert_replay: Replay) -> None:
-    """From where it has carried both to where they are in each other, up to what its arms tremble."""
-    physics, progress = flat(expert_replay)
-    geometry = task.geometry(physics)
-    joined = per_step(potentials.join(geometry, potentials.lift(geometry, progress.grasp)))
-    way = joined[STAGE_ENDS["carry"] : STAGE_ENDS["insert"] + 1]
-    assert (np.diff(way, axis=0) > -0.1).all()
-    assert (way[-1] > way[0] + 4).all()
-    assert (joined <= 8).all()
+WAYS = {  # (depth, lateral error) from one to the other, in millimetres
+    "aligning before the mouth": ((75, 40), (75, 0)),
+    "going in": ((75, 0), (40, 0)),
+    "drawing back from beside the socket": ((45, 36), (75, 36)),
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_no_step_of_joining_costs_anything(task: Insertion, expert_replay: Replay, way: str) -> None:
+    physics, _ = at_step(expert_replay, STAGE_ENDS["carry"])
+    geometry = jax.tree.map(lambda x: x[:1], task.geometry(physics))
+    lifted = jnp.ones((1, 2))
+    paid: dict[str, list[float]] = {"join": [], "mate": []}
+    for depth, lateral in np.linspace(*WAYS[way], 36):
+        joined = joined_by(geometry, depth, lateral)
+        paid["join"].append(float(potentials.join(joined, lifted)[0]))
+        paid["mate"].append(float(potentials.mate(joined, lifted)[0]))
+    assert (np.diff(paid["join"]) > 0).all()
+    if way == "aligning before the mouth":  # which is why there is `join`
+        assert max(paid["mate"]) > paid["mate"][-1] + 1
 
 
 def test_actions_cost_what_they_are_said_to_cost(expert_replay: Replay) -> None:

@@ -35,7 +35,8 @@ class Shaping(NamedTuple):
         action_change_cost: what it takes for the squared change of the action.
         grip_tolerance: metres; how far from the nominal grip the fingers may hold an object before the hold counts for little.
             None: any hold near the object's centre counts in full.
-        carry: what it pays for bringing a lifted object, level and facing the other arm, to where the two meet.
+        carry: what it pays for bringing a lifted object, level and facing the other arm, to where the two meet. Above 0,
+            reaching, lifting, joining and the official levels are paid otherwise as well (`total`, `level_bonus`).
     """
 
     action_cost: float = 0.0005
@@ -160,9 +161,8 @@ def mate(geometry: Geometry, lifted: jax.Array) -> jax.Array:
     inside = jnp.clip((0.016 - lateral) / 0.010, 0.0, 1.0)
     set_point = 0.070 - 0.035 * inside
     error = lateral + 0.7 * tilt + jnp.abs(depth - set_point)
-    align = jnp.mean(1.0 - jnp.tanh(jnp.array([[3.0, 15.0, 40.0]]) * error[:, None]), axis=1)
     insert = jnp.clip((0.065 - depth) / 0.025, 0.0, 1.0) * (lateral < 0.012)
-    return lifted.min(axis=1) * (6.0 * align + 2.0 * insert)
+    return lifted.min(axis=1) * (6.0 * _align(error) + 2.0 * insert)
 
 
 def join(geometry: Geometry, lifted: jax.Array) -> jax.Array:
@@ -176,9 +176,13 @@ def join(geometry: Geometry, lifted: jax.Array) -> jax.Array:
     aligned = jnp.clip((0.016 - lateral) / 0.010, 0.0, 1.0)
     beside = jnp.maximum(BEFORE - depth, 0.0) * (1.0 - aligned)
     error = lateral + 0.7 * tilt + jnp.maximum(depth - BEFORE, 0.0) + 2.0 * beside
-    align = jnp.mean(1.0 - jnp.tanh(jnp.array([[3.0, 15.0, 40.0]]) * error[:, None]), axis=1)
     insert = jnp.clip((BEFORE - depth) / (BEFORE - PIN_FACE), 0.0, 1.0) * aligned
-    return lifted.min(axis=1) * (6.0 * align + 2.0 * insert)
+    return lifted.min(axis=1) * (6.0 * _align(error) + 2.0 * insert)
+
+
+def _align(error: jax.Array) -> jax.Array:
+    """float32[N] in 0..1, from an error float32[N] in metres: a slope from afar, and one for the last millimetres."""
+    return jnp.mean(1.0 - jnp.tanh(jnp.array([[3.0, 15.0, 40.0]]) * error[:, None]), axis=1)
 
 
 def mating_error(geometry: Geometry) -> tuple[jax.Array, jax.Array, jax.Array]:
