@@ -54,7 +54,7 @@ parts() {
     # Compiles Warp's kernels, once for this machine.
     "$part" warmup 900 $throughput --size 64 --steps 1 --repeats 1 --worlds 64 --measure physics pixels
     "$part" fidelity 300 $python -m benchmarks.fidelity --engines mjx-warp mjx-warp-exact --mjx-seeds 40 --pictures "$out/fidelity.png"
-    "$part" physics 300 $throughput --measure physics state --worlds 256 1024 4096 8192
+    "$part" physics 400 $throughput --measure testspeed physics state --worlds 256 1024 4096 8192
     for mode in WARP WARP_STAGED WARP_STAGED_EX NONE; do
         "$part" "graphs_$mode" 200 env ALOHA_JAX_GRAPH_MODE=$mode $throughput --size 64 --measure state pixels --worlds 1024
     done

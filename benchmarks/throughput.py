@@ -32,7 +32,7 @@ from aloha_jax.policy import make_network
 HOME = (0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 0.5) * 2  # gym_aloha's start pose, grippers half open
 
 
-What = Literal["physics", "state", "state-policy", "state-ppo", "render", "pixels", "pixel-policy", "pixel-ppo"]
+What = Literal["testspeed", "physics", "state", "state-policy", "state-ppo", "render", "pixels", "pixel-policy", "pixel-ppo"]
 ALL: tuple[What, ...] = ("physics", "state", "state-policy", "state-ppo", "render", "pixels", "pixel-policy", "pixel-ppo")
 
 
@@ -55,7 +55,8 @@ class Flags:
     steps: int = 32
     """Control steps per measurement, and per PPO rollout."""
     measure: tuple[What, ...] = ALL
-    """Bare physics, the environment from the state, with the policy, full PPO; the bare renderer, and the same from pixels."""
+    """Bare physics, the environment from the state, with the policy, full PPO; the bare renderer, and the same from pixels. On
+    request, for MJX-Warp: `testspeed`, MJX's own benchmark of our scene."""
     double_buffer: bool = True
     """Of rollouts with pictures from the host."""
     repeats: int = 3
@@ -201,8 +202,32 @@ class Measured(NamedTuple):
     device_bytes: int
 
 
+def testspeed_seconds(flags: Flags, num_worlds: int) -> tuple[float, float]:
+    """Seconds to compile and to run `flags.steps` control steps by MJX's own benchmark, all worlds from the first keyframe.
+
+    Raises:
+        ValueError: the engine is not MJX-Warp.
+    """
+    from absl import flags as absl_flags
+    from mujoco.mjx.warp import forward, testspeed
+
+    from aloha_jax.engines.mjx import MAX_CONSTRAINTS, MAX_CONTACTS, MjxEngine
+
+    engine = make_engine(flags.engine, impl=flags.impl)
+    if not isinstance(engine, MjxEngine) or engine.impl != "warp":
+        raise ValueError("testspeed measures MJX-Warp: --engine mjx --impl warp")
+    absl_flags.FLAGS(["testspeed", f"--naconmax={num_worlds * MAX_CONTACTS}", f"--njmax={MAX_CONSTRAINTS}"])
+    step = jax.vmap(forward.step, in_axes=(None, 0))
+    substeps = flags.steps * engine.scene.substeps
+    compiling, running, _ = testspeed.benchmark(engine.scene.model, engine.model, step, substeps, num_worlds)
+    return compiling, running
+
+
 def measure(flags: Flags, num_worlds: int, what: What) -> Measured:
-    seconds = seconds_of(work_of(flags, num_worlds, what), flags.repeats)
+    if what == "testspeed":
+        seconds = testspeed_seconds(flags, num_worlds)
+    else:
+        seconds = seconds_of(work_of(flags, num_worlds, what), flags.repeats)
     device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
     return Measured(*seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, device)
 
@@ -231,7 +256,9 @@ def main(flags: Flags) -> None:
                 reason = str(error).partition("\n")[0][:80] or type(error).__name__
                 print(f"| {num_worlds} | {what} | failed: {reason} | | | |", flush=True)
                 continue
-            bare: What = "render" if ALL.index(what) >= ALL.index("render") else "physics"
+            bare: What = "render" if what == "render" or what.startswith("pixel") else "physics"
+            if what == "physics":
+                bare = "testspeed"
             share = f"{done[bare].fastest / now.fastest:.0%} of {bare}" if bare in done and what != bare else ""
             memory = f"{(now.device_bytes or now.process_bytes) / 2**30:.1f} GiB"
             rate = num_worlds * flags.steps / now.fastest
