@@ -399,15 +399,15 @@ def joined_by(geometry: Geometry, depth: float, lateral: float) -> Geometry:
     )
 
 
-# Depth and lateral error of a straight peg in millimetres, what its way in pays of 2, and the error whose tanh alignment is.
+# Depth and lateral error of a straight peg in millimetres, what its way in pays of 3, and the error whose tanh alignment is.
 JOINED = [
     (75, 0, 0.0, 0),  # aligned, 15 mm short of the mouth
-    (60, 0, 2 * 15 / 35, 0),  # at the mouth
-    (40, 0, 2.0, 0),  # at the pin
+    (60, 0, 3 * 15 / 35, 0),  # at the mouth
+    (40, 0, 3.0, 0),  # at the pin
     (100, 0, 0.0, 25),
     (75, 36, 0.0, 36),
     (53, 36, 0.0, 36 + 2 * 22),  # beside the socket
-    (60, 11, 2 * 15 / 35 / 2, 11 + 15),  # half aligned
+    (60, 18, 3 * 15 / 35 / 2, 18 + 15),  # half aligned
 ]
 
 
@@ -426,6 +426,7 @@ def test_joining_pays_for_a_peg_before_the_mouth_and_then_in_it(
 WAYS = {  # (depth, lateral error) from one to the other, in millimetres
     "aligning before the mouth": ((75, 40), (75, 0)),
     "going in": ((75, 0), (40, 0)),
+    "going to the mouth, a centimetre off": ((75, 12), (60, 12)),
     "drawing back from beside the socket": ((45, 36), (75, 36)),
 }
 

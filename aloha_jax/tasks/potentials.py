@@ -67,7 +67,7 @@ class Geometry(NamedTuple):
 
 
 def total(shaping: Shaping, geometry: Geometry, grasp: jax.Array) -> jax.Array:
-    """float32[N, 2]: reach (0..1) + grasp (0..1) + 3 lift (0..3) + carry (0..1.5 `shaping.carry`) + joint term (0..8)."""
+    """float32[N, 2]: reach (0..1) + grasp (0..1) + 3 lift (0..3) + carry (0..1.5 `shaping.carry`) + joint term (0..8 or 9)."""
     if not shaping.carry:
         lifted = lift(geometry, grasp)
         return reach(geometry) + grasp + 3.0 * lifted + mate(geometry, lifted)[:, None]
@@ -87,7 +87,7 @@ def level_bonus(shaping: Shaping) -> tuple[float, float, float]:
 
 def highest(shaping: Shaping) -> float:
     """What either arm's potential is when the peg is inserted."""
-    return 13.0 + 1.5 * shaping.carry
+    return 14.0 + 1.5 * shaping.carry if shaping.carry else 13.0
 
 
 def reach(geometry: Geometry, with_wrist: bool = False) -> jax.Array:
@@ -166,18 +166,20 @@ def mate(geometry: Geometry, lifted: jax.Array) -> jax.Array:
 
 
 def join(geometry: Geometry, lifted: jax.Array) -> jax.Array:
-    """float32[N] in 0..8: what `mate` pays for, without its valleys: no step of the way costs something.
+    """float32[N] in 0..9: what `mate` pays for, without its valleys: no step of the way costs something.
 
     `mate` moves the set point inward while the lateral error falls, by three times as much: who aligns the peg at the mouth, as
     one must before it goes in, is charged for not being inside. And a peg beside the socket, held off by its wall, was charged
-    too little to draw back (docs/experiments.md, 36). Here depth costs nothing that is not in the way, and going in pays.
+    too little to draw back (docs/experiments.md, 36). Here depth costs nothing that is not in the way, and going in pays,
+    already where the peg would meet the rim: or whoever aligns it to within a centimetre, as from pixels, waits at the door (38).
     """
     lateral, tilt, depth = mating_error(geometry)
-    aligned = jnp.clip((0.016 - lateral) / 0.010, 0.0, 1.0)
+    # The peg has 8 mm to either side of it; held off by the wall's outer face it would be 32 mm aside.
+    aligned = jnp.clip((0.026 - lateral) / 0.016, 0.0, 1.0)
     beside = jnp.maximum(BEFORE - depth, 0.0) * (1.0 - aligned)
     error = lateral + 0.7 * tilt + jnp.maximum(depth - BEFORE, 0.0) + 2.0 * beside
     insert = jnp.clip((BEFORE - depth) / (BEFORE - PIN_FACE), 0.0, 1.0) * aligned
-    return lifted.min(axis=1) * (6.0 * _align(error) + 2.0 * insert)
+    return lifted.min(axis=1) * (6.0 * _align(error) + 3.0 * insert)
 
 
 def _align(error: jax.Array) -> jax.Array:
