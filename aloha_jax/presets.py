@@ -95,10 +95,11 @@ PRESETS: dict[str, Config] = {
         preset="scratch",
         start_states="task",
         carry=4.0,
+        grip_tolerance=0.008,  # a grip that is always the same: joints then say how an object lies in the hand (experiment 38)
         advantage_bins=1,  # no episode starts far along (experiment 16)
     ),
-    # The second stage of `state` (of `scratch` with its --start-states, --carry, --advantage-bins and --grip-tolerance None): the
-    # judge's physics, and smoother.
+    # The second stage of `state` (of `scratch` with its --start-states, --carry and --advantage-bins): the judge's physics, and
+    # smoother.
     "polish": dataclasses.replace(
         _STATE,
         preset="polish",
@@ -115,7 +116,7 @@ PRESETS: dict[str, Config] = {
         total_timesteps=500_000,
     ),
     "pixels": _PIXELS,
-    # No teacher: what `scratch` learns from, seen by the camera, and by the critic the state (experiment 35).
+    # No teacher: what `scratch` learns from, seen by the camera, and by the critic the state (experiments 35 to 38).
     "pixels-ppo": dataclasses.replace(
         _PIXELS,
         preset="pixels-ppo",
@@ -124,6 +125,7 @@ PRESETS: dict[str, Config] = {
         teacher_mix=0.0,
         state_coef=1.0,
         carry=4.0,
+        grip_tolerance=0.008,
         log_std_init=-0.7,
         log_std_final=-1.7,
         n_steps=32,
