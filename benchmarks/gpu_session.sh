@@ -69,8 +69,8 @@ parts() {
     # With shadows from the start: twice the rays, and pictures that the second stage need not get used to.
     "$part" train_gpu_shadows 300 $gpu --render-quality shadows --log-dir "$out/gpu-shadows"
     # Nothing but the task: PPO from pixels, without a teacher, by the reward of `scratch`.
-    "$part" train_gpu_ppo 580 $train --preset pixels-ppo --engine mjx --n-envs 1024 --batch-size 4096 --n-epochs 4 \
-        --average-decay 0 --total-timesteps 8000000 --log-dir "$out/gpu-ppo"
+    "$part" train_gpu_ppo 580 $train --preset pixels-ppo --engine mjx --n-envs 256 --batch-size 1024 --n-epochs 4 \
+        --total-timesteps 4194304 --eval-freq 524288 --eval-episodes 128 --checkpoint-freq 524288 --log-dir "$out/gpu-ppo"
     # Its second stage, with pictures by OpenGL, which are the judge's, and all on the GPU.
     exact="$train --preset pixels-polish $teacher --init-from $out/gpu/final_model"
     judge="$python eval.py --n-episodes 200 --seed 5000000 --num-workers 8"
