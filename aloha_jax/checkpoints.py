@@ -16,6 +16,7 @@ import math
 import os
 import shutil
 import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -151,11 +152,18 @@ class CheckpointWriter:
                 self._manager.wait_until_finished()
                 self._manager.close()
         finally:
-            for unfinished in self._directory.glob("*.orbax-checkpoint-tmp*"):
-                shutil.rmtree(unfinished, ignore_errors=True)
+            self._remove_unfinished()
             self._empty_trash()
             with contextlib.suppress(OSError):
                 (self._directory / TRASH).rmdir()
+
+    def _remove_unfinished(self, patience: float = 5.0) -> None:
+        """Of a failed save, whose other threads may still be writing: until nothing comes back, `patience` seconds at most."""
+        deadline = time.monotonic() + patience
+        while (unfinished := list(self._directory.glob("*.orbax-checkpoint-tmp*"))) and time.monotonic() < deadline:
+            for directory in unfinished:
+                shutil.rmtree(directory, ignore_errors=True)
+            time.sleep(0.05)
 
     def _empty_trash(self) -> None:
         for deleted in (self._directory / TRASH).glob("*"):

@@ -1,5 +1,6 @@
 """What is saved can be loaded: whole, from anywhere, by anyone, or the reason why not is told."""
 
+import contextlib
 import dataclasses
 import errno
 import hashlib
@@ -7,6 +8,8 @@ import json
 import os
 import re
 import shutil
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -174,6 +177,25 @@ def test_a_disk_that_is_really_full(disk: Path) -> None:
         save_too_much()
     assert checkpoints.latest_checkpoint(disk) == disk / "checkpoints" / "1"
     assert list((disk / "checkpoints").iterdir()) == [disk / "checkpoints" / "1"]
+
+
+def test_what_a_failed_save_still_writes_is_removed(tmp_path: Path) -> None:
+    """Orbax tells of the first item that failed, while its threads go on with the others."""
+    unfinished = tmp_path / "2.orbax-checkpoint-tmp" / "policy"
+    unfinished.mkdir(parents=True)
+
+    def go_on_writing(until: float) -> None:
+        while time.monotonic() < until:
+            with contextlib.suppress(OSError):
+                unfinished.mkdir(parents=True, exist_ok=True)
+                (unfinished / f"{time.monotonic_ns()}").touch()
+
+    writer = CheckpointWriter(tmp_path)
+    thread = threading.Thread(target=go_on_writing, args=[time.monotonic() + 0.5])
+    thread.start()
+    writer.close()
+    thread.join()
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_newest_three_and_the_best_checkpoint_are_kept(tmp_path: Path) -> None:
