@@ -399,15 +399,15 @@ def joined_by(geometry: Geometry, depth: float, lateral: float) -> Geometry:
     )
 
 
-# Depth and lateral error of a straight peg in millimetres, what its way in pays of 3, and the error whose tanh alignment is.
+# Depth and lateral error of a straight peg in millimetres, what its way in pays of 8, and the error whose tanh alignment is.
 JOINED = [
     (75, 0, 0.0, 0),  # aligned, 15 mm short of the mouth
-    (60, 0, 3 * 15 / 35, 0),  # at the mouth
-    (40, 0, 3.0, 0),  # at the pin
+    (60, 0, 8 * 15 / 35, 0),  # at the mouth
+    (40, 0, 8.0, 0),  # at the pin
     (100, 0, 0.0, 25),
     (75, 36, 0.0, 36),
     (53, 36, 0.0, 36 + 2 * 22),  # beside the socket
-    (60, 18, 3 * 15 / 35 / 2, 18 + 15),  # half aligned
+    (60, 18, 8 * 15 / 35 / 2, 18 + 15),  # half aligned
 ]
 
 
@@ -552,25 +552,25 @@ def test_levels_pay_once(task: Insertion) -> None:
 
 
 def test_with_carry_lifting_and_meeting_pay_by_the_potential_alone(task: Insertion) -> None:
-    """Level 1 pays 0.5 and level 4 its 10, to each arm, halved; 2 and 3, which a bent wrist and a push reach as well, nothing."""
+    """Level 1 pays 0.5 and level 4 its 30, to each arm, halved; 2 and 3, which a bent wrist and a push reach as well, nothing."""
     carrying = make_task("insertion", scene.make_scene(physics="exact"), Shaping(carry=4.0))
     physics = touching(task, set())
     progress = carrying.start_progress(physics)._replace(best_level=jnp.zeros(1, jnp.int32))
-    for level, bonus in ((1, 0.5), (2, 0.0), (3, 0.0), (1, 0.0), (4, 10.0)):
+    for level, bonus in ((1, 0.5), (2, 0.0), (3, 0.0), (1, 0.0), (4, 30.0)):
         reward, progress = carrying.dense(physics, progress, jnp.array([level]), jnp.zeros(1, bool), jnp.zeros((1, 14)))
         np.testing.assert_allclose(reward, [[0.5 * bonus] * 2], atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("degrees", "bonus"), [(0.0, 10.0), (5.0, 4 + 6 * (1 - 3 * np.sin(np.radians(5)))), (21.0, 4.0), (90.0, 4.0)]
-)
-def test_a_straight_insertion_pays_more(task: Insertion, degrees: float, bonus: float) -> None:
+@pytest.mark.parametrize(("degrees", "straight"), [(0.0, 1.0), (5.0, 1 - 3 * np.sin(np.radians(5))), (21.0, 0.0), (90.0, 0.0)])
+@pytest.mark.parametrize(("carry", "success", "more"), [(0.0, 4, 6), (4.0, 10, 20)])
+def test_a_straight_insertion_pays_more(carry: float, success: int, more: int, degrees: float, straight: float) -> None:
+    task = make_task("insertion", scene.make_scene(physics="exact"), Shaping(carry=carry))
     physics = objects_at(task, [0.05, 0.5, 0.2], [-0.05, 0.5, 0.2], peg_yaw=np.radians(degrees))
     progress = task.start_progress(physics)._replace(best_level=jnp.full(1, 3))
     failed, no_action = jnp.zeros(1, bool), jnp.zeros((1, 14))
     nothing, _ = task.dense(physics, progress, jnp.array([3]), failed, no_action)
     inserted, _ = task.dense(physics, progress, jnp.array([4]), failed, no_action)
-    np.testing.assert_allclose(inserted - nothing, [[0.5 * bonus] * 2], atol=1e-4)
+    np.testing.assert_allclose(inserted - nothing, [[0.5 * (success + more * straight)] * 2], atol=1e-4)
 
 
 def test_actions_cost_their_square_and_that_of_their_change(task: Insertion, expert_replay: Replay) -> None:

@@ -172,7 +172,7 @@ class Insertion:
         reward = 0.5 * (change of the arm's potential + bonus for each official level reached for the first time
                         - cost |arm's action|^2 - cost |its change|^2), and on failure -1 and all potential earned so far.
 
-        The official level 4 says nothing of how the peg went in; its bonus does: up to 10 for a straight peg, 4 for any.
+        The official level 4 says nothing of how the peg went in; its bonus does (`potentials.success_bonus`).
 
         Differences of a potential cannot be earned twice in an episode, so nothing is gained by camping near a goal. They are not
         discounted, as those of Ng, Harada and Russell (1999) are (docs/learning.md).
@@ -186,8 +186,11 @@ class Insertion:
         first_time = (levels[None] <= level[:, None]) & (levels[None] > progress.best_level[:, None])
         _, tilt, _ = potentials.mating_error(geometry)
         straight = jnp.clip(1.0 - tilt / 0.04, 0.0, 1.0)  # 0 from 20 degrees
-        bonus = first_time[:, :3] @ jnp.array(potentials.level_bonus(self.shaping)) + first_time[:, 3] * (4.0 + 6.0 * straight)
         shaping = self.shaping
+        success, straightness = potentials.success_bonus(shaping)
+        bonus = first_time[:, :3] @ jnp.array(potentials.level_bonus(shaping)) + first_time[:, 3] * (
+            success + straightness * straight
+        )
         effort = shaping.action_cost * jnp.square(action) + shaping.action_change_cost * jnp.square(action - progress.action)
         effort = effort.reshape(-1, 2, 7).sum(axis=2)
         reward = potential - progress.potential + bonus[:, None] - effort - failed[:, None]
