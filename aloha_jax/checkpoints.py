@@ -157,9 +157,9 @@ class CheckpointWriter:
             with contextlib.suppress(OSError):
                 (self._directory / TRASH).rmdir()
 
-    def _remove_unfinished(self, patience: float = 5.0) -> None:
-        """Of a failed save, whose other threads may still be writing: until nothing comes back, `patience` seconds at most."""
-        deadline = time.monotonic() + patience
+    def _remove_unfinished(self) -> None:
+        """Of a failed save, whose other threads may still be writing: until nothing comes back, 5 seconds at most."""
+        deadline = time.monotonic() + 5.0
         while (unfinished := list(self._directory.glob("*.orbax-checkpoint-tmp*"))) and time.monotonic() < deadline:
             for directory in unfinished:
                 shutil.rmtree(directory, ignore_errors=True)

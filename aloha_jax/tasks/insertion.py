@@ -187,10 +187,9 @@ class Insertion:
         _, tilt, _ = potentials.mating_error(geometry)
         straight = jnp.clip(1.0 - tilt / 0.04, 0.0, 1.0)  # 0 from 20 degrees
         shaping = self.shaping
-        success, straightness = potentials.success_bonus(shaping)
-        bonus = first_time[:, :3] @ jnp.array(potentials.level_bonus(shaping)) + first_time[:, 3] * (
-            success + straightness * straight
-        )
+        any_peg, straight_peg = potentials.success_bonus(shaping)
+        inserted = any_peg + straight_peg * straight
+        bonus = first_time[:, :3] @ jnp.array(potentials.level_bonus(shaping)) + first_time[:, 3] * inserted
         effort = shaping.action_cost * jnp.square(action) + shaping.action_change_cost * jnp.square(action - progress.action)
         effort = effort.reshape(-1, 2, 7).sum(axis=2)
         reward = potential - progress.potential + bonus[:, None] - effort - failed[:, None]
