@@ -73,6 +73,25 @@ _PIXELS = dataclasses.replace(
     final_eval_episodes=10,
 )
 
+# No teacher: what `scratch` learns from, seen by the camera, and by the critic the state (experiments 35 to 40).
+_PIXELS_PPO = dataclasses.replace(
+    _PIXELS,
+    preset="pixels-ppo",
+    ppo_coef=1.0,
+    distill_coef=0.0,
+    teacher_mix=0.0,
+    state_coef=1.0,
+    carry=4.0,
+    log_std_init=-0.7,
+    log_std_final=-2.0,
+    n_steps=32,
+    batch_size=512,
+    learning_rate=6e-4,
+    lr_schedule="adaptive",
+    target_kl=0.02,
+    average_decay=0.9,
+)
+
 # The second stage after `pixels`: needs --teacher and --init-from. What inserts in cheap physics may not in the judge's.
 _PIXELS_POLISH = dataclasses.replace(
     _PIXELS,
@@ -116,23 +135,22 @@ PRESETS: dict[str, Config] = {
         total_timesteps=500_000,
     ),
     "pixels": _PIXELS,
-    # No teacher: what `scratch` learns from, seen by the camera, and by the critic the state (experiments 35 to 38).
-    "pixels-ppo": dataclasses.replace(
-        _PIXELS,
-        preset="pixels-ppo",
-        ppo_coef=1.0,
-        distill_coef=0.0,
-        teacher_mix=0.0,
-        state_coef=1.0,
-        carry=4.0,
-        log_std_init=-0.7,
-        log_std_final=-2.0,
-        n_steps=32,
-        batch_size=512,
-        learning_rate=6e-4,
-        lr_schedule="adaptive",
-        target_kl=0.02,
-        average_decay=0.9,
+    "pixels-ppo": _PIXELS_PPO,
+    # Its second stage: needs --init-from.
+    "pixels-ppo-polish": dataclasses.replace(
+        _PIXELS_PPO,
+        preset="pixels-ppo-polish",
+        physics="exact",
+        render_quality="shadows",
+        log_std_init=-1.6,
+        log_std_final=-2.2,
+        learning_rate=1e-4,
+        target_kl=0.012,
+        average_decay=0.98,
+        total_timesteps=320_000,
+        checkpoint_freq=40_000,
+        eval_freq=80_000,
+        eval_episodes=48,
     ),
     "pixels-polish": _PIXELS_POLISH,
     # The third: PPO, for the task itself, the teacher at hand. An imitator steps ten times too far for it (experiment 20).

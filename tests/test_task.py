@@ -552,25 +552,49 @@ def test_levels_pay_once(task: Insertion) -> None:
 
 
 def test_with_carry_lifting_and_meeting_pay_by_the_potential_alone(task: Insertion) -> None:
-    """Level 1 pays 0.5 and level 4 its 30, to each arm, halved; 2 and 3, which a bent wrist and a push reach as well, nothing."""
+    """Level 1 pays 0.5, to each arm, halved; 2 and 3, which a bent wrist and a push reach too, nothing; 4 little from afar."""
     carrying = make_task("insertion", scene.make_scene(physics="exact"), Shaping(carry=4.0))
     physics = touching(task, set())
     progress = carrying.start_progress(physics)._replace(best_level=jnp.zeros(1, jnp.int32))
-    for level, bonus in ((1, 0.5), (2, 0.0), (3, 0.0), (1, 0.0), (4, 30.0)):
+    part = progress.potential / carrying.highest_potential
+    assert 0.0 < part.min() <= part.max() < 0.05
+    for level, bonus in ((1, 0.5), (2, 0.0), (3, 0.0), (1, 0.0), (4, 35.0 * part)):
         reward, progress = carrying.dense(physics, progress, jnp.array([level]), jnp.zeros(1, bool), jnp.zeros((1, 14)))
-        np.testing.assert_allclose(reward, [[0.5 * bonus] * 2], atol=1e-6)
+        np.testing.assert_allclose(reward, np.broadcast_to(0.5 * bonus, (1, 2)), atol=1e-5)
 
 
 @pytest.mark.parametrize(("degrees", "straight"), [(0.0, 1.0), (5.0, 1 - 3 * np.sin(np.radians(5))), (21.0, 0.0), (90.0, 0.0)])
-@pytest.mark.parametrize(("carry", "success", "more"), [(0.0, 4, 6), (4.0, 10, 20)])
-def test_a_straight_insertion_pays_more(carry: float, success: int, more: int, degrees: float, straight: float) -> None:
-    task = make_task("insertion", scene.make_scene(physics="exact"), Shaping(carry=carry))
+def test_a_straight_insertion_pays_more(task: Insertion, degrees: float, straight: float) -> None:
     physics = objects_at(task, [0.05, 0.5, 0.2], [-0.05, 0.5, 0.2], peg_yaw=np.radians(degrees))
-    progress = task.start_progress(physics)._replace(best_level=jnp.full(1, 3))
-    failed, no_action = jnp.zeros(1, bool), jnp.zeros((1, 14))
-    nothing, _ = task.dense(physics, progress, jnp.array([3]), failed, no_action)
-    inserted, _ = task.dense(physics, progress, jnp.array([4]), failed, no_action)
-    np.testing.assert_allclose(inserted - nothing, [[0.5 * (success + more * straight)] * 2], atol=1e-4)
+    np.testing.assert_allclose(what_inserting_pays(task, physics), [[0.5 * (4 + 6 * straight)] * 2], atol=1e-4)
+
+
+def test_with_carry_an_insertion_pays_as_it_was_brought_about(expert_replay: Replay) -> None:
+    """Of 15 to 35 each arm gets as large a part as its potential is of the highest: little for pushing objects on the table."""
+    carrying = make_task("insertion", scene.make_scene(physics="exact"), Shaping(carry=4.0))
+    physics, progress = at_step(expert_replay, -1)
+    geometry = carrying.geometry(physics)
+    grasp = 0.8 * progress.grasp + 0.2 * carrying.start_progress(physics).grasp
+    part = potentials.total(carrying.shaping, geometry, grasp) / carrying.highest_potential
+    _, tilt, _ = potentials.mating_error(geometry)
+    straight = jnp.clip(1 - tilt / 0.04, 0, 1)[:, None]
+    paid = what_inserting_pays(carrying, physics, progress)
+    np.testing.assert_allclose(paid, 0.5 * part * (15 + 20 * straight), rtol=1e-4)
+    assert paid.min() > 0.5 * 15  # the expert lifts, carries and holds straight
+
+    lying = objects_at(carrying, [-0.045, 0.5, 0.022], [0.045, 0.5, 0.022])
+    nobody = carrying.start_progress(lying)
+    assert what_inserting_pays(carrying, lying, nobody).max() < 0.5 * 2
+
+
+def what_inserting_pays(task: Insertion, physics: Physics, progress: Progress | None = None) -> jax.Array:
+    """float32[N, 2], more than level 3 pays."""
+    worlds = len(physics.qpos)
+    progress = (progress or task.start_progress(physics))._replace(best_level=jnp.full(worlds, 3))
+    failed, no_action = jnp.zeros(worlds, bool), jnp.zeros((worlds, 14))
+    nothing, _ = task.dense(physics, progress, jnp.full(worlds, 3), failed, no_action)
+    inserted, _ = task.dense(physics, progress, jnp.full(worlds, 4), failed, no_action)
+    return inserted - nothing
 
 
 def test_actions_cost_their_square_and_that_of_their_change(task: Insertion, expert_replay: Replay) -> None:

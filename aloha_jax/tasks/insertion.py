@@ -184,15 +184,12 @@ class Insertion:
         potential = jnp.where(failed[:, None], 0.0, potential)
         levels = jnp.arange(1, MAX_LEVEL + 1)
         first_time = (levels[None] <= level[:, None]) & (levels[None] > progress.best_level[:, None])
-        _, tilt, _ = potentials.mating_error(geometry)
-        straight = jnp.clip(1.0 - tilt / 0.04, 0.0, 1.0)  # 0 from 20 degrees
         shaping = self.shaping
-        any_peg, straight_peg = potentials.success_bonus(shaping)
-        inserted = any_peg + straight_peg * straight
-        bonus = first_time[:, :3] @ jnp.array(potentials.level_bonus(shaping)) + first_time[:, 3] * inserted
+        inserted = potentials.success_bonus(shaping, geometry, potential) * first_time[:, 3:]
+        bonus = first_time[:, :3] @ jnp.array(potentials.level_bonus(shaping))
         effort = shaping.action_cost * jnp.square(action) + shaping.action_change_cost * jnp.square(action - progress.action)
         effort = effort.reshape(-1, 2, 7).sum(axis=2)
-        reward = potential - progress.potential + bonus[:, None] - effort - failed[:, None]
+        reward = potential - progress.potential + bonus[:, None] + inserted - effort - failed[:, None]
         return 0.5 * reward, Progress(grasp, potential, jnp.maximum(progress.best_level, level), action)
 
     def _holds(self, geometry: Geometry, touch: dict[str, jax.Array]) -> jax.Array:
