@@ -70,7 +70,10 @@ parts() {
     "$part" train_gpu_shadows 300 $gpu --render-quality shadows --log-dir "$out/gpu-shadows"
     # Nothing but the task: PPO from pixels, without a teacher, by the reward of `scratch`.
     "$part" train_gpu_ppo 580 $train --preset pixels-ppo --engine mjx --n-envs 256 --batch-size 1024 --n-epochs 4 \
-        --total-timesteps 4194304 --eval-freq 524288 --eval-episodes 128 --checkpoint-freq 524288 --log-dir "$out/gpu-ppo"
+        --total-timesteps 4194304 --eval-freq 262144 --eval-episodes 128 --checkpoint-freq 524288 --log-dir "$out/gpu-ppo"
+    # Its second stage, in which C MuJoCo simulates on the cores and OpenGL draws on the card what the judge sees.
+    "$part" train_gpu_ppo_egl 240 $train --preset pixels-ppo-polish --engine c --n-envs 256 --batch-size 1024 --total-timesteps 491520 \
+        --eval-freq 98304 --checkpoint-freq 98304 --init-from "$out/gpu-ppo/final_model" --log-dir "$out/gpu-ppo-egl"
     # Its second stage, with pictures by OpenGL, which are the judge's, and all on the GPU.
     exact="$train --preset pixels-polish $teacher --init-from $out/gpu/final_model"
     judge="$python eval.py --n-episodes 200 --seed 5000000 --num-workers 8"
@@ -78,6 +81,7 @@ parts() {
     "$part" train_gpu_warp 300 $exact --engine mjx --n-envs 1024 --batch-size 512 --total-timesteps 655360 --eval-freq 327680 \
         --checkpoint-freq 655360 --log-dir "$out/gpu-warp"
     "$part" judge_gpu_egl 300 $judge --model-path "$out/gpu-egl/final_model" --json "$out/gpu-egl.json"
+    "$part" judge_gpu_ppo_egl 300 $judge --model-path "$out/gpu-ppo-egl/final_model" --json "$out/gpu-ppo-egl.json"
     "$part" judge_gpu_warp 300 $judge --model-path "$out/gpu-warp/final_model" --json "$out/gpu-warp.json"
     # What a second start saves: the same, with what the first compiled.
     "$part" train_again 300 $gpu --total-timesteps 262144 --log-dir "$out/run"
