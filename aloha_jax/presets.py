@@ -1,6 +1,7 @@
 """Named configurations: what `--preset` starts from, before flags override."""
 
 import dataclasses
+from typing import Any
 
 from aloha_jax.config import NATURE_CNN, Config
 
@@ -92,18 +93,23 @@ _PIXELS_PPO = dataclasses.replace(
     average_decay=0.9,
 )
 
+# The second stages from pixels.
+_IN_EXACT_PHYSICS: dict[str, Any] = {
+    "physics": "exact",
+    "render_quality": "shadows",
+    "total_timesteps": 320_000,
+    "checkpoint_freq": 40_000,
+    "eval_freq": 80_000,
+    "eval_episodes": 48,
+}
+
 # The second stage after `pixels`: needs --teacher and --init-from. What inserts in cheap physics may not in the judge's.
 _PIXELS_POLISH = dataclasses.replace(
     _PIXELS,
     preset="pixels-polish",
-    physics="exact",
-    render_quality="shadows",
     learning_rate=3e-4,
     teacher_mix=0.05,
-    total_timesteps=320_000,
-    checkpoint_freq=40_000,
-    eval_freq=80_000,
-    eval_episodes=48,
+    **_IN_EXACT_PHYSICS,
 )
 
 PRESETS: dict[str, Config] = {
@@ -140,17 +146,12 @@ PRESETS: dict[str, Config] = {
     "pixels-ppo-polish": dataclasses.replace(
         _PIXELS_PPO,
         preset="pixels-ppo-polish",
-        physics="exact",
-        render_quality="shadows",
         log_std_init=-1.6,
         log_std_final=-2.2,
         learning_rate=1e-4,
         target_kl=0.012,
         average_decay=0.98,
-        total_timesteps=320_000,
-        checkpoint_freq=40_000,
-        eval_freq=80_000,
-        eval_episodes=48,
+        **_IN_EXACT_PHYSICS,
     ),
     "pixels-polish": _PIXELS_POLISH,
     # The third: PPO, for the task itself, the teacher at hand. An imitator steps ten times too far for it (experiment 20).
