@@ -19,7 +19,7 @@ WORK_AREA = (196, 180, 168, 280)
 
 # Presets; those of the second stage go on from another run.
 FirstStage = Literal["auto", "cpu", "gpu", "state", "scratch", "pixels", "pixels-ppo", "smoke", "guide"]
-SecondStage = Literal["polish", "pixels-polish", "pixels-finetune", "pixels-ppo-polish"]
+SecondStage = Literal["polish", "pixels-polish", "pixels-finetune", "pixels-ppo-polish", "gpu-polish"]
 
 LEARNING_RATE_BOUNDS = (1e-5, 2e-3)  # of the adaptive schedule
 MAX_EPISODES = 100_000  # that are judged at a time

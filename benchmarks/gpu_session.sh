@@ -74,10 +74,10 @@ parts() {
     # Its second stage, in which C MuJoCo simulates on the cores and OpenGL draws on the card what the judge sees.
     "$part" train_gpu_ppo_egl 240 $train --preset pixels-ppo-polish --engine c --n-envs 256 --batch-size 1024 --total-timesteps 491520 \
         --eval-freq 98304 --checkpoint-freq 98304 --init-from "$out/gpu-ppo/final_model" --log-dir "$out/gpu-ppo-egl"
-    # Its second stage, with pictures by OpenGL, which are the judge's, and all on the GPU.
+    # The second stage of `gpu`, with pictures by OpenGL, which are the judge's, and all on the GPU.
     exact="$train --preset pixels-polish $teacher --init-from $out/gpu/final_model"
     judge="$python eval.py --n-episodes 200 --seed 5000000 --num-workers 8"
-    "$part" train_gpu_egl 400 $exact --log-dir "$out/gpu-egl"
+    "$part" train_gpu_egl 500 $train --preset gpu-polish --init-from "$out/gpu/final_model" --log-dir "$out/gpu-egl"
     "$part" train_gpu_warp 300 $exact --engine mjx --n-envs 1024 --batch-size 512 --total-timesteps 655360 --eval-freq 327680 \
         --checkpoint-freq 655360 --log-dir "$out/gpu-warp"
     "$part" judge_gpu_egl 300 $judge --model-path "$out/gpu-egl/final_model" --json "$out/gpu-egl.json"

@@ -56,6 +56,7 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
         ("--preset pixels-polish", "--init-from"),
         ("--preset pixels-finetune", "--init-from"),
         ("--preset pixels-ppo-polish", "--init-from"),
+        ("--preset gpu-polish", "--init-from"),
         ("--preset pixels-ppo --no-privileged-critic", "--state-coef needs --privileged-critic"),
         ("--preset pixels-ppo --state-coef -1", "--state-coef"),
         ("--preset state --state-coef 1", "--state-coef needs --privileged-critic"),
