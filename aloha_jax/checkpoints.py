@@ -250,7 +250,7 @@ def with_teachers_grip(config: Config) -> Config:
 # What decides the shapes of parameters and of the statistics of observations.
 SHAPING_FIELDS = (
     *("obs", "image_height", "image_width", "observe_target", "history", "normalize_obs"),
-    *("network", "conv", "features_dim", "hidden_sizes", "privileged_critic"),
+    *("network", "conv", "features_dim", "hidden_sizes", "privileged_critic", "state_coef"),
 )
 # What decides what those parameters mean.
 MEANING_FIELDS = ("activation", "action", "obs", "observe_target", "history")
@@ -265,7 +265,7 @@ def load_initial(config: Config) -> Policy | None:
     """
     if config.init_from is None:
         return None
-    initial = _with_wanted_head(config, load_policy(config.init_from, "--init-from"))
+    initial = load_policy(config.init_from, "--init-from")
     wanted = jax.eval_shape(lambda: (init_params(config, jax.random.key(0)), init_stats(config)))
     same_shapes = _shapes((initial.params, initial.stats)) == _shapes(wanted)
     names = MEANING_FIELDS if same_shapes else dict.fromkeys(SHAPING_FIELDS + MEANING_FIELDS)
@@ -275,16 +275,6 @@ def load_initial(config: Config) -> Policy | None:
         what = "other networks, observations or actions than this run"
         raise ConfigError(f"--init-from {config.init_from} has {what}: {'; '.join(differ)}")
     return initial
-
-
-def _with_wanted_head(config: Config, initial: Policy) -> Policy:
-    """The policy with the head that predicts the state where `config` wants it, fresh if it has none, and without elsewhere."""
-    head, params = "state_head", dict(initial.params["params"])
-    if not config.state_coef:
-        params.pop(head, None)
-    elif head not in params:
-        params[head] = init_params(config, jax.random.key(config.seed))["params"][head]
-    return Policy(initial.config, {**initial.params, "params": params}, initial.stats)
 
 
 def _shapes(tree: Any) -> Any:

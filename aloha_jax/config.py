@@ -146,7 +146,7 @@ class Config:
     n_epochs: int = 4
     """Passes over each rollout."""
     state_coef: float = 0.0
-    """Weight of an auxiliary loss: the simulator's state, predicted from what the policy sees. Needs --privileged-critic."""
+    """Weight of the error in predicting the simulator's state, on which the policy then acts. Needs --privileged-critic."""
     learning_rate: float = 3e-4
     """Adam's step size (at the start, if scheduled)."""
     lr_schedule: Literal["constant", "linear", "adaptive"] = "constant"

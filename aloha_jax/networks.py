@@ -140,7 +140,7 @@ class ActorCritic(nn.Module):
         activation: of the heads: `relu`, `elu` or `tanh`.
         privileged_critic: whether the value head sees `privileged` instead of the observation.
         log_std_init: initial log standard deviation of every action.
-        state_size: of the simulator's state, if it is to be predicted from what the policy sees (`with_state_error`); else None.
+        state_size: of the simulator's state, if the policy is to predict it from what it sees, and to act on that; else None.
         action_size: 14 for two ViperX arms.
     """
 
@@ -164,15 +164,12 @@ class ActorCritic(nn.Module):
     def __call__(self, inputs: dict[str, jax.Array]) -> tuple[Gaussian, jax.Array]:
         """Action distribution and value float32[B]."""
         features = self._features(inputs)
-        if self.state_size is not None and self.is_initializing():
-            self.state_head(features)
         return self._policy(features), self._value(inputs, features)
 
     def with_state_error(self, inputs: dict[str, jax.Array]) -> tuple[Gaussian, jax.Array, jax.Array]:
         """The same, and the mean squared error, float32[B], of the state as predicted from what the policy sees.
 
-        Rewards tell an encoder little about where things are, the state all (auxiliary tasks: Jaderberg et al. 2017). The
-        prediction is for learning alone: no action depends on it.
+        Rewards tell an encoder little about where things are, the state all (auxiliary tasks: Jaderberg et al. 2017).
         """
         features = self._features(inputs)
         state = self._privileged(inputs)[..., : self.state_size]  # without a mirrored network's flag, which is no part of it
@@ -193,6 +190,10 @@ class ActorCritic(nn.Module):
         return jnp.concatenate(parts, axis=-1)
 
     def _policy(self, features: jax.Array) -> Gaussian:
+        if self.state_size is not None:
+            # Actions have no say in what is predicted: it stays the state, and a policy learns from that as if it saw it.
+            prediction = jax.lax.stop_gradient(self.state_head(features))
+            features = jnp.concatenate([features, prediction], axis=-1)
         mean = self.policy_head(features)
         return Gaussian(mean, jnp.broadcast_to(self.log_std, mean.shape))
 

@@ -203,6 +203,25 @@ def test_the_state_is_predicted_from_what_the_policy_sees(inputs: dict[str, jax.
     assert "state_head" not in initial(SMALL)["params"]
 
 
+@pytest.mark.parametrize("kind", [ActorCritic, MirroredActorCritic])
+def test_the_policy_acts_on_the_state_that_it_predicts(kind: type[ActorCritic], rng: np.random.Generator) -> None:
+    """As on a measurement: what is predicted changes the action, the action does not change what is predicted."""
+    network = kind(privileged_critic=True, hidden_sizes=(8,), state_size=142)
+    inputs = {"agent_pos": jnp.asarray(rng.normal(size=(2, 14))), "privileged": jnp.asarray(rng.normal(size=(2, 142)))}
+    params = jax.jit(network.init)(jax.random.key(0), inputs)
+    other = jax.tree.map(jnp.copy, params)
+    other["params"]["state_head"]["Dense_1"]["bias"] += 1.0
+    before, after = (apply(network, x, inputs, method="policy").mean for x in (params, other))
+    assert (before != after).all()
+
+    def moved(params: Any) -> jax.Array:
+        return apply(network, params, inputs, method="policy").mean.sum()
+
+    gradient = jax.jit(jax.grad(moved))(params)["params"]
+    assert all((x == 0).all() for x in jax.tree.leaves(gradient["state_head"]))
+    assert all((x != 0).any() for x in jax.tree.leaves(gradient["policy_head"]))
+
+
 def test_each_arm_predicts_the_state_as_it_sees_it(rng: np.random.Generator) -> None:
     """Its own block first, then the other arm's, then what both share: the left arm's order is not the right one's."""
     network = MirroredActorCritic(privileged_critic=True, hidden_sizes=(8,), state_size=142)
