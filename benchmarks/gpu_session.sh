@@ -69,8 +69,8 @@ parts() {
     # With shadows from the start: twice the rays, and pictures that the second stage need not get used to.
     "$part" train_gpu_shadows 300 $gpu --render-quality shadows --log-dir "$out/gpu-shadows"
     # Nothing but the task: PPO from pixels, without a teacher, by the reward of `scratch`.
-    "$part" train_gpu_ppo 580 $train --preset pixels-ppo --engine mjx --n-envs 256 --batch-size 1024 --n-epochs 4 \
-        --total-timesteps 4194304 --eval-freq 262144 --eval-episodes 128 --checkpoint-freq 524288 --log-dir "$out/gpu-ppo"
+    "$part" train_gpu_ppo 400 $train --preset pixels-ppo --engine mjx --n-envs 256 --batch-size 1024 --n-epochs 4 \
+        --total-timesteps 2097152 --eval-freq 262144 --eval-episodes 128 --checkpoint-freq 524288 --log-dir "$out/gpu-ppo"
     # Its second stage, in which C MuJoCo simulates on the cores and OpenGL draws on the card what the judge sees.
     "$part" train_gpu_ppo_egl 240 $train --preset pixels-ppo-polish --engine c --n-envs 256 --batch-size 1024 --total-timesteps 491520 \
         --eval-freq 98304 --checkpoint-freq 98304 --init-from "$out/gpu-ppo/final_model" --log-dir "$out/gpu-ppo-egl"

@@ -1,6 +1,6 @@
 """Draws a policy's insertion in gym_aloha, as the camera and (inset) the policy see it.
 
-uv run docs/pictures.py --model-path pretrained/insertion-pixels --seed 8
+uv run docs/pictures.py --model-path pretrained/insertion-pixels-ppo --seed 8
 uv run docs/pictures.py --model-path pretrained/insertion-state-robust --seed 4000003 \
   --condition "start: yaw up to 30 degrees" --out docs/images/turned.png
 """
@@ -26,7 +26,7 @@ from benchmarks.robustness import CONDITIONS, VISUAL_CONDITIONS
 class Flags:
     """Whose insertion, and from where."""
 
-    model_path: str = "pretrained/insertion-pixels"
+    model_path: str = "pretrained/insertion-pixels-ppo"
     """The policy."""
     seed: int = 8
     """Of the episode, which must succeed."""
