@@ -191,7 +191,7 @@ class ActorCritic(nn.Module):
 
     def _policy(self, features: jax.Array) -> Gaussian:
         if self.state_size is not None:
-            # Actions have no say in what is predicted: it stays the state, and a policy learns from that as if it saw it.
+            # As if it were measured: the policy's gradient reaches the encoder beside the prediction, not through it.
             prediction = jax.lax.stop_gradient(self.state_head(features))
             features = jnp.concatenate([features, prediction], axis=-1)
         mean = self.policy_head(features)
