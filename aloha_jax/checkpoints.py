@@ -373,9 +373,10 @@ class _Readable:
 
 def _without_stragglers(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """After the first array that cannot be read or written, Orbax abandons the others, which complain when they arrive."""
+    is_coroutine = inspect.iscoroutine  # by the time the interpreter exits the module's own names are gone
 
     def unraisable(event: Any) -> None:
-        if not inspect.iscoroutine(event.object) and "Event loop is closed" not in str(event.exc_value):
+        if not is_coroutine(event.object) and "Event loop is closed" not in str(event.exc_value):
             hook(event)
 
     return unraisable

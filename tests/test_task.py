@@ -17,7 +17,7 @@ from scipy import stats  # type: ignore[import-untyped]
 
 from aloha_jax import expert, scene
 from aloha_jax.engines import Physics, make_engine
-from aloha_jax.scene import PEG_QPOS, SOCKET_QPOS
+from aloha_jax.scene import FINGER_QPOS, PEG_QPOS, SOCKET_QPOS
 from aloha_jax.tasks import make_task, potentials
 from aloha_jax.tasks.insertion import Insertion, Progress, StartRange
 from aloha_jax.tasks.potentials import MEETING_X, Geometry, Shaping
@@ -329,6 +329,34 @@ def test_who_is_to_carry_reaches_from_above(task: Insertion, expert_replay: Repl
 
 
 @pytest.mark.parametrize(
+    ("apart", "opening"), [(0.0, (0.0, 0.0)), (0.009, (9 / 42, 0.5)), (0.021, (0.5, 1.0)), (0.07, (1.0, 1.0))]
+)
+def test_fingers_are_open_as_far_as_they_are_around_the_object(
+    task: Insertion, expert_replay: Replay, apart: float, opening: tuple[float, float]
+) -> None:
+    physics, _ = at_step(expert_replay, STAGE_ENDS["approach"])
+    geometry = task.geometry(physics)
+    middle, towards = geometry.fingertips.mean(axis=2, keepdims=True), geometry.gripper[..., 1][:, :, None]
+    geometry = geometry._replace(fingertips=middle + 0.5 * apart * jnp.concatenate([towards, -towards], axis=2))
+    np.testing.assert_allclose(potentials.opening(geometry), np.broadcast_to(opening, (middle.shape[0], 2)), atol=1e-5)
+
+
+def test_who_squeezes_an_object_holds_it_and_who_leans_against_it_does_not(task: Insertion, expert_replay: Replay) -> None:
+    for stage in ("close", "carry"):
+        physics, progress = at_step(expert_replay, STAGE_ENDS[stage])
+        geometry = task.geometry(physics)
+        assert (progress.grasp > 0.8).all()
+        assert (potentials.hold(geometry, progress.grasp) > 0.75 * progress.grasp).all()
+    # One finger of the left hand is pushed back by the socket, the other follows it: apart as before, and 16 mm off.
+    for side in (0.016, -0.016):
+        fingers = slice(FINGER_QPOS["left"], FINGER_QPOS["left"] + 2)
+        leaning = task.geometry(physics._replace(qpos=physics.qpos.at[:, fingers].add(side)))
+        expected = 1.0 / (1.0 + np.square((geometry.off_centre[:, 0] + side) / 0.008))
+        np.testing.assert_allclose(potentials.hold(leaning, jnp.ones_like(progress.grasp))[:, 0], expected, rtol=1e-4)
+        assert (expected < 0.3).all()
+
+
+@pytest.mark.parametrize(
     ("raised", "degrees", "lifted"),
     [(0.06, 45.0, 1.0), (0.03, 45.0, 0.5), (0.06, 90.0, 1.0), (0.06, 30.0, 0.3096), (0.12, 30.0, 1.0), (0.06, 0.0, 0.0)],
 )
@@ -356,8 +384,10 @@ def test_carrying_pays_for_an_object_that_is_level_and_where_the_arms_meet(task:
     physics, progress = at_step(expert_replay, STAGE_ENDS["carry"])
     geometry = task.geometry(physics)
     reached = potentials.reach(geometry, with_wrist=True)
-    lift = potentials.lift(geometry, progress.grasp, with_wrist=True) * potentials.levelness(geometry)
-    expected = reached + progress.grasp + 3.0 * lift + potentials.join(geometry, lift)[:, None]
+    held = potentials.hold(geometry, progress.grasp)
+    lift = potentials.lift(geometry, held, with_wrist=True) * potentials.levelness(geometry)
+    near = 0.7 * reached + 0.3 * potentials.opening(geometry)
+    expected = near + held + 3.0 * lift + potentials.join(geometry, lift)[:, None]
     paid = potentials.total(Shaping(carry=4.0), geometry, progress.grasp)
     np.testing.assert_allclose(paid, expected + 4.0 * lift * potentials.carry(geometry), atol=1e-4)
     unpaid = potentials.total(Shaping(), geometry, progress.grasp)

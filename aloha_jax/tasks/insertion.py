@@ -149,6 +149,8 @@ class Insertion:
             gripper=signs[None, :, :, None] * gripper,
             position=(objects[..., :3] - centre[None, None]) * signs[None],
             rotation=rotation,
+            # The joints of a hand's fingers, which follow one another, are equally far from 0, to either side.
+            off_centre=_stack_arms(*(physics.qpos[:, FINGER_QPOS[a] : FINGER_QPOS[a] + 2].mean(axis=1) for a in ARMS)),
         )
 
     @property
