@@ -69,10 +69,8 @@ def test_by_nothing_nothing_is_changed(pictures: jax.Array) -> None:
     assert augmented({"state": inputs["agent_pos"]}, jax.random.key(0), 1, 0.1).keys() == {"state"}
 
 
-@pytest.mark.parametrize("flags", [{"random_shift": 3}, {"color_jitter": 0.3}])
-def test_what_is_learnt_from_is_what_was_seen_and_the_worlds_stay_as_they_are(env: Env, flags: dict[str, float]) -> None:
-    changes: dict[str, float | int] = {**flags}
-    config = Config.from_json(dataclasses.replace(CONFIG, **changes).to_json())  # type: ignore[arg-type]
+def test_what_is_learnt_from_is_what_was_seen_and_the_worlds_stay_as_they_are(env: Env) -> None:
+    config = Config.from_json(dataclasses.replace(CONFIG, random_shift=3, color_jitter=0.3).to_json())
     run = training.init_run(config, env)
     network = make_network(config)
     collected = training.make_collector(config, env, network, run).rollout(run.env, jax.random.key(0))

@@ -55,11 +55,12 @@ def test_a_run_that_keeps_an_average_goes_on_with_both(tmp_path_factory: pytest.
     assert checkpoints.digest(averaged.stats) == checkpoints.digest(parameters.stats)
 
 
+@pytest.mark.parametrize("seen", [STATE, pytest.param(PIXELS, marks=pytest.mark.slow)], ids=["state", "pixels"])
 def test_sigterm_saves_once_and_the_run_ends_as_if_nothing_had_been(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, seen: tuple[str, ...]
 ) -> None:
     # Five updates: the signal may be noticed a few late.
-    run, flags = tmp_path / "run", (*PIXELS[:-1], "320", "--average-decay", "0.9")
+    run, flags = tmp_path / "run", (*seen[:-1], "320", "--average-decay", "0.9")
     status, errors = signal_once_it_has(run / "checkpoints" / "64", signal.SIGTERM, *FLAGS, *flags, "--log-dir", str(run))
     assert (status, errors) == (128 + signal.SIGTERM, f"error: stopped; to go on: train.py --resume {run}\n")
     require_whole(run)

@@ -127,6 +127,7 @@ def test_the_halves_are_what_each_would_be_alone(env: Env, run: RunState, monkey
     both_the_same(compiled(Collector, env, run)(), compiled(PipelinedCollector, env, run)())
 
 
+@pytest.mark.slow
 def test_so_they_are_under_all_that_the_pixel_recipe_and_the_experts_states_add(renderer: Watched) -> None:
     """Two arms, a critic that sees the state, a teacher that always acts, episodes from an archive."""
     student = dataclasses.replace(CONFIG, network="mirrored", privileged_critic=True, start_states="expert", start_share=1.0)
