@@ -149,13 +149,13 @@ class Insertion:
             gripper=signs[None, :, :, None] * gripper,
             position=(objects[..., :3] - centre[None, None]) * signs[None],
             rotation=rotation,
-            # The joints of a hand's fingers, which follow one another, are equally far from 0, to either side.
+            # A hand's two fingers are sent equally far from 0, to either side, by a motor each.
             off_centre=_stack_arms(*(physics.qpos[:, FINGER_QPOS[a] : FINGER_QPOS[a] + 2].mean(axis=1) for a in ARMS)),
         )
 
     @property
     def highest_potential(self) -> float:
-        """What either arm's potential is when the peg is inserted."""
+        """The most that either arm's potential can be, with the peg inserted."""
         return potentials.highest(self.shaping)
 
     def start_progress(self, physics: Physics) -> Progress:

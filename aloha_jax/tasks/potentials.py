@@ -36,7 +36,7 @@ class Shaping(NamedTuple):
         grip_tolerance: metres; how far from the nominal grip the fingers may hold an object before the hold counts for little.
             None: any hold near the object's centre counts in full.
         carry: what it pays for bringing a lifted object, level and facing the other arm, to where the two meet. Above 0,
-            reaching, lifting, joining and the official levels are paid otherwise as well (`total`, `level_bonus`).
+            reaching, grasping, lifting, joining and the official levels are paid otherwise as well (`total`, `level_bonus`).
     """
 
     action_cost: float = 0.0005
@@ -58,7 +58,7 @@ class Geometry(NamedTuple):
         gripper: float32[N, 2, 3, 3], rotation of the gripper.
         position: float32[N, 2, 3], centre of the arm's object.
         rotation: float32[N, 2, 3, 3], rotation of the arm's object; its first column points to the mating end.
-        off_centre: float32[N, 2], how far the fingers' middle is from the hand's, to either side.
+        off_centre: float32[N, 2], how far the fingers' middle is from the hand's, to either side, where they close.
     """
 
     fingertips: jax.Array
@@ -107,7 +107,7 @@ def success_bonus(shaping: Shaping, geometry: Geometry, potential: jax.Array) ->
 
 
 def highest(shaping: Shaping) -> float:
-    """What either arm's potential is when the peg is inserted."""
+    """The most that either arm's potential can be, with the peg inserted."""
     return 19.0 + 1.5 * shaping.carry if shaping.carry else 13.0
 
 
@@ -134,8 +134,8 @@ def reach(geometry: Geometry, with_wrist: bool = False) -> jax.Array:
 def opening(geometry: Geometry) -> jax.Array:
     """float32[N, 2] in 0..1: how far fingers are apart, of what they are while they hold the object.
 
-    From afar, and from on top of the object, fingertips that part come hardly nearer to its sides. So policies that closed the
-    fingers on their way, where their targets cannot close further and no noise opens them, stayed on top of it (experiment 43).
+    From afar, and from on top of the object, fingertips that part come hardly nearer to its sides. So policies that kept them
+    closed, as they start, where a target that is lower yet changes nothing, stayed on top of it (experiment 43).
     """
     apart = jnp.linalg.norm(geometry.fingertips[:, :, 0] - geometry.fingertips[:, :, 1], axis=-1)
     return jnp.clip(apart / (2.0 * jnp.array(OBJECT_HALF_WIDTH)[None] - 0.002), 0.0, 1.0)  # 2 mm: pads and objects give way
@@ -145,7 +145,7 @@ def hold(geometry: Geometry, grasp: jax.Array) -> jax.Array:
     """float32[N, 2] in 0..1: a grasp, half of it where the fingers' middle is 8 mm off the hand's.
 
     Fingers that squeeze an object centre it, their motors being equally strong. But both touch it, too, where an open hand leans
-    against it sideways and one finger gives way. That pays like a grasp and lifts nothing (experiment 43).
+    against it sideways and one finger gives way. That was paid like a grasp, and lifted nothing (experiment 43).
     """
     return grasp / (1.0 + jnp.square(geometry.off_centre / 0.008))
 
