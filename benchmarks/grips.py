@@ -1,10 +1,13 @@
 """How alike a policy's grips are: where its fingers hold each object as it lifts it, and how far that shifts on the way.
 
+And what comes of it: how high the peg's tip is over the socket's axis when it comes to the mouth, and how many are inserted then.
+
 uv run -m benchmarks.grips --model-path pretrained/insertion-state-scratch
 uv run -m benchmarks.grips --model-path runs/pixels-ppo/final_model --n-episodes 128
 """
 
 import dataclasses
+import itertools
 import os
 from typing import NamedTuple
 
@@ -22,13 +25,15 @@ from aloha_jax.evaluation import EngineEvaluator
 from aloha_jax.judge import Rollout
 from aloha_jax.policy import Policy
 from aloha_jax.tasks import make_task
-from aloha_jax.tasks.potentials import OBJECT_REST_HEIGHT, Geometry
+from aloha_jax.tasks.potentials import MOUTH, OBJECT_REST_HEIGHT, Geometry, peg_in_socket
 
 ARMS = ("socket", "peg")
 STEPS = 120  # of each episode
 LATER = (0, 10, 20)  # control steps after an object has left the table
 AT_REST, LIFTED = 0.003, 0.01  # metres over where an object lies
 IN_HAND = 0.06  # metres from the fingertips' midpoint to the object's centre
+AT_MOUTH = MOUTH + 0.006  # metres along the socket's axis
+HEIGHTS = (0, 4, 8, 12, 40)  # mm off the socket's axis; 8 are between the peg and the socket's wall
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +107,16 @@ def grips_of(geometry: Geometry, arm: int, lengths: np.ndarray) -> list[Grips]:
     return grips
 
 
+def heights_at_mouth(geometry: Geometry, lengths: np.ndarray) -> np.ndarray:
+    """float[N], how high the peg's tip is over the socket's axis when it first comes to the mouth, mm; NaN if it never does."""
+    merged = jax.tree.map(lambda x: jnp.asarray(x).reshape(-1, *x.shape[2:]), geometry)
+    tip = np.asarray(peg_in_socket(merged)[0]).reshape(*geometry.position.shape[:2], 3)
+    near = (tip[..., 0] < AT_MOUTH) & (np.abs(tip[..., 1:]) < IN_HAND).all(axis=-1)
+    near &= np.arange(tip.shape[1]) < lengths[:, None]
+    first = tip[np.arange(len(tip)), near.argmax(axis=1), 2]
+    return np.where(near.any(axis=1), 1000 * first, np.nan)
+
+
 def median_and_spread(values: np.ndarray) -> str:
     """The median, and 1.48 times the median absolute deviation, which is a normal distribution's standard deviation."""
     median = np.median(values)
@@ -119,8 +134,8 @@ def main(flags: Flags) -> None:
         evaluator.env.renderer.close()
     lengths = np.array([len(rollout.levels) for rollout in rollouts])
     geometry = geometry_along(rollouts, config)
-    inserted = np.mean([rollout.levels.max() == 4 for rollout in rollouts])
-    print(f"inserted in {inserted:.0%} of {len(rollouts)} within {STEPS} steps")
+    inserted = np.array([rollout.levels.max() == 4 for rollout in rollouts])
+    print(f"inserted in {inserted.mean():.0%} of {len(rollouts)} within {STEPS} steps")
     print("| object | steps after it leaves the table | held | along, mm | height, mm | roll, ° | pitch, ° |")
     print("|---" * 7 + "|")
     for arm, name in enumerate(ARMS):
@@ -128,6 +143,11 @@ def main(flags: Flags) -> None:
             held = len(grips.along) / len(rollouts)
             shown = [median_and_spread(x) if len(x) else "" for x in grips]
             print(f"| {name} | {later} | {held:.0%} | {' | '.join(shown)} |")
+    print("\n| the tip at the mouth, mm over or under the socket's axis | episodes | inserted |\n|---|---|---|")
+    heights = np.abs(heights_at_mouth(geometry, lengths))
+    for low, high in itertools.pairwise(HEIGHTS):
+        among = (heights >= low) & (heights < high)
+        print(f"| {low} to {high} | {among.sum()} | {f'{inserted[among].mean():.0%}' if among.any() else ''} |")
 
 
 if __name__ == "__main__":

@@ -319,13 +319,35 @@ def test_who_is_to_carry_reaches_from_above(task: Insertion, expert_replay: Repl
     tips = geometry.position[:, :, None] + np.einsum("naij,afj->nafi", geometry.rotation, local)
     half = np.sqrt(0.5)
     down = jnp.array([[half, 0.0, half], [0.0, 1.0, 0.0], [-half, 0.0, half]])
-    there = geometry._replace(fingertips=tips, gripper=geometry.rotation @ down)
+    squeezing = jnp.zeros_like(geometry.off_centre)
+    there = geometry._replace(fingertips=tips, gripper=geometry.rotation @ down, off_centre=squeezing)
     np.testing.assert_allclose(potentials.reach(there, with_wrist=True), 1.0, atol=1e-3)
     level = there._replace(gripper=geometry.rotation)
     np.testing.assert_allclose(potentials.reach(level), 1.0, atol=1e-3)
     distance = 0.2 * 2 * np.sin(np.radians(22.5)) / 3  # one of three points is off, by a chord of 45 degrees
     expected = 1 - 0.5 * np.tanh(4 * distance) - 0.5 * np.tanh(20 * distance)
     np.testing.assert_allclose(potentials.reach(level, with_wrist=True), expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("arm", ["left", "right"])
+def test_fingers_that_are_pushed_aside_reach_nothing_that_the_hand_does_not(
+    task: Insertion, expert_replay: Replay, arm: str
+) -> None:
+    physics, _ = at_step(expert_replay, STAGE_ENDS["close"])
+    model = task.scene.model
+    data = mujoco.MjData(model)
+    readings = []
+    for aside in (0.0, 0.02):
+        data.qpos[:] = np.asarray(physics.qpos)[0]
+        data.qpos[FINGER_QPOS[arm] : FINGER_QPOS[arm] + 2] += aside
+        mujoco.mj_forward(model, data)
+        moved = physics._replace(qpos=jnp.asarray(data.qpos)[None], sensordata=jnp.asarray(data.sensordata)[None])
+        readings.append(task.geometry(moved))
+    here, pushed = readings
+    side = ("left", "right").index(arm)
+    assert abs(float((pushed.fingertips - here.fingertips)[0, side, 0, 1])) > 0.019
+    np.testing.assert_allclose(potentials.reach(pushed, with_wrist=True), potentials.reach(here, with_wrist=True), atol=1e-4)
+    assert potentials.reach(pushed)[0, side] < potentials.reach(here)[0, side] - 0.05
 
 
 @pytest.mark.parametrize(

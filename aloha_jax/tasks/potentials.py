@@ -58,7 +58,7 @@ class Geometry(NamedTuple):
         gripper: float32[N, 2, 3, 3], rotation of the gripper.
         position: float32[N, 2, 3], centre of the arm's object.
         rotation: float32[N, 2, 3, 3], rotation of the arm's object; its first column points to the mating end.
-        off_centre: float32[N, 2], how far the fingers' middle is from the hand's, to either side, where they close.
+        off_centre: float32[N, 2], how far the fingers' middle is from the hand's, along `gripper`'s second column.
     """
 
     fingertips: jax.Array
@@ -116,8 +116,12 @@ def reach(geometry: Geometry, with_wrist: bool = False) -> jax.Array:
 
     With `with_wrist` a third point counts as much as each fingertip, 20 cm behind them in the hand. It is where it should be if
     the hand comes from over the object's outer end, 45 degrees down. Fingers alone are reached as well with the wrist bent up
-    (experiment 32).
+    (experiment 32). And it is the hand that is to be there: fingertips count where they would be if nothing pushed them aside.
+    Those of an open hand that leans against its object are on either side of it, and hands stayed so (experiment 44).
     """
+    if with_wrist:
+        aside = geometry.off_centre[..., None] * geometry.gripper[..., 1]
+        geometry = geometry._replace(fingertips=geometry.fingertips - aside[:, :, None])
     side = jnp.array([1.0, -1.0])[None, :] * (jnp.array(OBJECT_HALF_WIDTH) + 0.003)[:, None]  # [arm, finger]
     along, height = NOMINAL_GRIP
     local = jnp.stack([jnp.full_like(side, along), side, jnp.full_like(side, height)], axis=-1)
@@ -236,12 +240,18 @@ def mating_error(geometry: Geometry) -> tuple[jax.Array, jax.Array, jax.Array]:
         tilt: distance between the lateral positions of the peg's tail and tip.
         depth: the tip's coordinate along the socket's axis; the mouth is at 0.06, the pin's face at 0.04.
     """
+    tip, tail = peg_in_socket(geometry)
+    lateral = jnp.linalg.norm(tip[:, 1:], axis=1)
+    tilt = jnp.linalg.norm(tail[:, 1:] - tip[:, 1:], axis=1)
+    return lateral, tilt, tip[:, 0]
+
+
+def peg_in_socket(geometry: Geometry) -> tuple[jax.Array, jax.Array]:
+    """The peg's tip and tail in the socket's frame, each float32[N, 3]: along its axis from its centre, sideways, up; metres."""
     half_turn = jnp.array([[-1.0, -1.0, 1.0]])
     peg_centre = geometry.position[:, 1] * half_turn  # into the left arm's frame
     peg_axis = geometry.rotation[:, 1, :, 0] * half_turn
     relative = jnp.stack([peg_centre + HALF_LENGTH * peg_axis, peg_centre - HALF_LENGTH * peg_axis], axis=1)
     relative = relative - geometry.position[:, 0][:, None]
     tip, tail = jnp.moveaxis(jnp.einsum("nei,nij->nej", relative, geometry.rotation[:, 0]), 1, 0)
-    lateral = jnp.linalg.norm(tip[:, 1:], axis=1)
-    tilt = jnp.linalg.norm(tail[:, 1:] - tip[:, 1:], axis=1)
-    return lateral, tilt, tip[:, 0]
+    return tip, tail
