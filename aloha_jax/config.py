@@ -91,7 +91,7 @@ class Config:
     with --teacher, as the teacher's training had it."""
     carry: float = 0.0
     """What the dense reward pays for bringing a lifted object, level and facing the other arm, to where the two meet; above 0, it
-    also asks hands to open, squeeze, come from above and lift with shoulder and elbow, and pays no levels."""
+    also asks hands to open, squeeze, come from above and lift with shoulder and elbow, and pays no levels 2, 3."""
     engine: Literal["auto", "c", "mjx"] = "auto"
     """Physics: C MuJoCo on CPU threads (auto, on every machine), or MJX on the accelerator."""
     impl: Literal["auto", "jax", "warp"] = "auto"
