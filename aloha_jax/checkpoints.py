@@ -141,7 +141,7 @@ class CheckpointWriter:
             restored = self._manager.restore(step, args=items)
             for name, expected in about["sha256"].items():
                 _require_digest(restored[name], expected)
-            if _json_digest(about["records"]) != about.get("records_sha256", _json_digest(about["records"])):
+            if _json_digest(about["records"]) != about["records_sha256"]:
                 raise ValueError("its records are not those that were saved")
             return Checkpoint(step, restored.policy, restored.run, about["records"])
 
@@ -254,6 +254,8 @@ SHAPING_FIELDS = (
 )
 # What decides what those parameters mean.
 MEANING_FIELDS = ("activation", "action", "obs", "observe_target", "history")
+# The same of who sees pictures: other ones, or patches cut otherwise, may need parameters of the same shapes.
+PICTURE_FIELDS = ("image_height", "image_width", "crop", "conv")
 
 
 def load_initial(config: Config) -> Policy | None:
@@ -268,7 +270,8 @@ def load_initial(config: Config) -> Policy | None:
     initial = load_policy(config.init_from, "--init-from")
     wanted = jax.eval_shape(lambda: (init_params(config, jax.random.key(0)), init_stats(config)))
     same_shapes = _shapes((initial.params, initial.stats)) == _shapes(wanted)
-    names = MEANING_FIELDS if same_shapes else dict.fromkeys(SHAPING_FIELDS + MEANING_FIELDS)
+    meaning = MEANING_FIELDS + (PICTURE_FIELDS if config.has_pixels else ())
+    names = meaning if same_shapes else dict.fromkeys(SHAPING_FIELDS + meaning)
     both = [(name, getattr(config, name), getattr(initial.config, name)) for name in names]
     differ = [f"--{name.replace('_', '-')} {here} here, {there} there" for name, here, there in both if here != there]
     if not same_shapes or differ:

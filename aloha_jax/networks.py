@@ -121,7 +121,7 @@ class Mlp(nn.Module):
 
 
 class Gaussian(NamedTuple):
-    """A diagonal Gaussian over actions: mean float32[..., 14], log standard deviation of the same shape."""
+    """A diagonal Gaussian over actions: mean float32[..., 14] or, per arm, [..., 2, 7], and log standard deviation."""
 
     mean: jax.Array
     log_std: jax.Array
@@ -216,7 +216,7 @@ class MirroredActorCritic(ActorCritic):
     The robot is symmetric under a half turn about the vertical axis between its arms. The right arm's picture is turned by 180
     degrees, vectors are split into own and other arm's, and a flag tells which object the arm handles. Every step is then two
     samples for one network, and each arm is judged by its own reward and value: shapes gain an axis of 2 (left, right), the mean
-    is float32[B, 2, 7] and the value float32[B, 2].
+    is float32[B, 2, 7], the value and the state's error are float32[B, 2].
     """
 
     action_size: int = ARM_ACTION_SIZE
@@ -258,13 +258,13 @@ def num_parameters(params: Any) -> int:
 
 
 def sample(distribution: Gaussian, key: jax.Array) -> jax.Array:
-    """One action per row, float32[..., 14]."""
+    """One action per mean, of its shape."""
     noise = jax.random.normal(key, distribution.mean.shape)
     return distribution.mean + jnp.exp(distribution.log_std) * noise
 
 
 def log_prob(distribution: Gaussian, action: jax.Array) -> jax.Array:
-    """Log density of float32[..., 14] actions, summed over the action: float32[...]."""
+    """Log density of actions of the means' shape, summed over the last axis: float32[...]."""
     return jax.scipy.stats.norm.logpdf(action, distribution.mean, jnp.exp(distribution.log_std)).sum(axis=-1)
 
 

@@ -1,7 +1,7 @@
 """Proximal policy optimisation (Schulman et al. 2017) as pure functions.
 
 Shapes: T steps, N worlds, B samples of a minibatch. A policy of several agents (one per arm, say) gives `log_prob`, `value` and
-`reward` one more axis; nothing here depends on it.
+`reward` one more axis, and splits `action`, [..., 2, 7] for two arms; nothing here depends on it.
 """
 
 from collections.abc import Callable
@@ -22,7 +22,7 @@ class Transition(NamedTuple):
 
     Attributes:
         inputs: network inputs before the step, normalised; pixels as uint8.
-        action: float32[..., 14], as sampled.
+        action: float32[..., 14] or, per arm, [..., 2, 7], as sampled.
         log_prob: float32[...], of the action when it was sampled.
         value: float32[...], before the step.
         final_value: float32[...], value of the final observation; meaningful only where `truncated`.
@@ -269,7 +269,6 @@ def update(
     """
     t, n = batch.action.shape[:2]
     flat = jax.tree.map(lambda x: x.reshape(t * n, *x.shape[2:]), batch)
-    num_minibatches = t * n // hp.batch_size
 
     def minibatch_step(carry: Any, indices: jax.Array) -> tuple[Any, Any]:
         params, opt_state, stopped = carry
@@ -285,10 +284,8 @@ def update(
         params, opt_state = jax.tree.map(lambda a, b: jnp.where(stopped | broken, a, b), (params, opt_state), new)
         return (params, opt_state, stopped), (metrics, ~(stopped | broken), broken & ~stopped)
 
-    def shuffled(key: jax.Array) -> jax.Array:
-        return jax.random.permutation(key, t * n)[: num_minibatches * hp.batch_size].reshape(num_minibatches, hp.batch_size)
-
-    indices = jax.vmap(shuffled)(jax.random.split(key, hp.n_epochs)).reshape(-1, hp.batch_size)
+    orders = jax.vmap(lambda key: jax.random.permutation(key, t * n))(jax.random.split(key, hp.n_epochs))
+    indices = orders.reshape(-1, hp.batch_size)
     carry = (params, opt_state, jnp.zeros((), bool))
     (params, opt_state, _), (metrics, used, broken) = jax.lax.scan(minibatch_step, carry, indices)
     count = jnp.where(used.any(), used.sum(), jnp.nan)  # of nothing there is no mean

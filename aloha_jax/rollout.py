@@ -22,7 +22,7 @@ class Rollout(NamedTuple):
     Attributes:
         env: the worlds after it.
         transitions: [T, N, ...].
-        last_value: V of the last observation, [N].
+        last_value: V of the last observation, [N] or, per arm, [N, 2].
         vectors: the vector inputs before normalisation, float32[T, N, size] each.
         episodes: sums over the episodes that ended.
     """

@@ -61,7 +61,7 @@ class Run:
         self._complained = False
         self.profiler = Profiler(config.profile)
         self.broken_updates = 0  # in a row, up to the newest one whose metrics were read
-        # Environment steps and metrics, not read yet, of the newest update, and when it was done.
+        # Environment steps and metrics, not read yet, of the newest update, and when it was done (on an accelerator: begun).
         self._pending: tuple[int, Any, float] | None = None
         records = self._restore() if resume else {}
         initial = None if resume else checkpoints.load_initial(config)
@@ -370,9 +370,11 @@ def _train_and_judge(config: Config, resume: bool, env: Env) -> Path:
         except Exception:  # whatever went wrong first, this would be why
             run.require_directory()
             raise
+        # From here on a signal ends the program at once, with these words; one that came before is seen below.
+        stop.early_farewell = go_on
+        stop.nothing_to_save = True
         if stop.signum is not None:
             raise Interrupted(stop.signum, stop.farewell)
-        stop.nothing_to_save, stop.early_farewell = True, go_on
         console = run.logger.console
         paths = {
             "env steps": f"{run.env_steps:,} in {seconds / 60:.1f} minutes",

@@ -1,4 +1,4 @@
-"""Put a trained policy under `pretrained/`: its parameters, the command that made it, its report and a video.
+"""Put a trained policy under `pretrained/`: its parameters and configuration, its report, a video and its training's records.
 
 uv run -m benchmarks.publish --model-path runs/state/best_model --to pretrained/insertion-state
 """
@@ -22,7 +22,7 @@ class Flags:
     """What to publish, and where."""
 
     model_path: str
-    """A run's best_model or final_model, or one of its checkpoints."""
+    """A run (its best_model), its final_model, or one of its checkpoints."""
     to: Path
     """The new folder."""
     teacher: str | None = None
@@ -41,10 +41,18 @@ def main(flags: Flags) -> None:
     if flags.to.exists():
         raise ConfigError(f"--to {flags.to} exists: choose another, or delete it yourself")
     policy = checkpoints.load_policy(flags.model_path)
-    run = next((p for p in Path(flags.model_path).absolute().parents if (p / "checkpoints").is_dir()), None)
+    judge.require_judge()  # before anything is written
+    model = Path(flags.model_path).absolute()
+    run = next((p for p in (model, *model.parents) if (p / "checkpoints").is_dir()), None)
     # Nothing of where it was made, and nothing that a reader of the configuration would look for in vain.
     config = dataclasses.replace(
-        policy.config, log_dir=f"runs/{flags.to.name}", teacher=flags.teacher, init_from=None, overwrite=False, resume=None
+        policy.config,
+        log_dir=f"runs/{flags.to.name}",
+        teacher=flags.teacher,
+        init_from=None,
+        overwrite=False,
+        resume=None,
+        profile=None,
     ).validate()
     checkpoints.save_model(flags.to, Policy(config, policy.params, policy.stats))
     for note in flags.to.rglob("commit_success.txt"):  # Orbax writes the absolute path there

@@ -45,16 +45,17 @@ def test_the_tips_height_is_that_of_the_moment_when_it_comes_to_the_mouth() -> N
     depth, up = np.array([0.10, 0.065, 0.05]), np.array([0.02, 0.007, 0.001])
     still = np.zeros(3)
     peg = np.stack([-depth - HALF_LENGTH, still, up], axis=-1)  # in the right arm's frame, from where it comes
-    level = jnp.broadcast_to(jnp.eye(3), (2, 3, 2, 3, 3))
+    level = jnp.broadcast_to(jnp.eye(3), (3, 3, 2, 3, 3))
     geometry = Geometry(
-        fingertips=jnp.zeros((2, 3, 2, 2, 3)),
+        fingertips=jnp.zeros((3, 3, 2, 2, 3)),
         gripper=level,
-        position=jnp.broadcast_to(np.stack([np.zeros((3, 3)), peg], axis=1), (2, 3, 2, 3)),
+        position=jnp.broadcast_to(np.stack([np.zeros((3, 3)), peg], axis=1), (3, 3, 2, 3)),
         rotation=level,
-        off_centre=jnp.zeros((2, 3, 2)),
+        off_centre=jnp.zeros((3, 3, 2)),
     )
-    # The second episode has ended before.
-    np.testing.assert_allclose(grips.heights_at_mouth(geometry, np.array([3, 1])), [7.0, np.nan], rtol=1e-4)
+    # The second episode has ended before. The third is beside the mouth, first.
+    geometry = geometry._replace(position=geometry.position.at[2, 1, 1, 2].set(0.05))
+    np.testing.assert_allclose(grips.heights_at_mouth(geometry, np.array([3, 1, 3])), [7.0, np.nan, 1.0], rtol=1e-4)
 
 
 def test_nonsense_is_refused_in_a_sentence() -> None:

@@ -262,6 +262,29 @@ def test_a_start_whose_parameters_mean_something_else_is_refused(saved: Path, na
         checkpoints.load_initial(config)
 
 
+@pytest.mark.parametrize(
+    ("flag", "value", "said"),
+    [
+        ("crop", (80, 0, 400, 640), r"--crop \(80, 0, 400, 640\) here, .* there"),
+        ("image_height", 33, "--image-height 33 here, 32 there"),
+    ],
+)
+def test_a_start_that_saw_other_pictures_is_refused_though_its_parameters_fit(
+    flag: str, value: Any, said: str, tmp_path: Path
+) -> None:
+    saved = dataclasses.replace(PRESETS["smoke"], image_height=32)
+    params = init_params(saved, jax.random.key(1))
+    checkpoints.save_model(tmp_path / "model", Policy(saved, params, init_stats(saved)))
+    changes: dict[str, Any] = {"init_from": str(tmp_path / "model"), flag: value}
+    config = dataclasses.replace(saved, **changes)
+    shapes = [
+        jax.tree.map(lambda x: x.shape, jax.eval_shape(lambda c=c: init_params(c, jax.random.key(0)))) for c in (saved, config)
+    ]
+    assert shapes[0] == shapes[1]
+    with pytest.raises(ConfigError, match=f"--init-from .*: {said}"):
+        checkpoints.load_initial(config)
+
+
 def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(saved: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(STUDENT, teacher=str(saved), init_from=str(saved), log_dir=str(tmp_path / "run"))
     with pytest.raises(ConfigError, match=r"--init-from .*--network joint here, mirrored there"):

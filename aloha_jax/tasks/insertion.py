@@ -172,7 +172,7 @@ class Insertion:
         """Dense reward per arm, float32[N, 2], and the episode's progress after this step.
 
         reward = 0.5 * (change of the arm's potential + bonus for each official level reached for the first time
-                        - cost |arm's action|^2 - cost |its change|^2), and on failure -1 and all potential earned so far.
+                        - cost |arm's action|^2 - cost |its change|^2 - 1 on failure, when the potential falls to 0).
 
         The official level 4 says nothing of how the peg went in; its bonus does (`potentials.success_bonus`).
 

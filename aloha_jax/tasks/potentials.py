@@ -183,7 +183,7 @@ def carry(geometry: Geometry) -> jax.Array:
 
     Unlike `mate` it asks each arm for something that does not depend on what the other arm does. So it leaves to `mate` how far
     along the line they are in each other: asked to be all the way there, they came to lie side by side, and it would have cost
-    them to go back (docs/experiments.md, 36). By its ends alone half would be paid for an object turned by 50 degrees (29).
+    them to go back (docs/experiments.md, 36). By its ends alone 60 % would be paid for an object turned by 50 degrees (29).
     """
     x = jnp.clip(geometry.position[..., 0], *MEETING_X)
     goal = jnp.stack([x, jnp.zeros_like(x), jnp.full_like(x, MEETING_HEIGHT)], axis=-1)
