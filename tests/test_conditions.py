@@ -107,6 +107,7 @@ def test_a_film_shows_the_condition() -> None:
     assert 6 <= np.argmin(errors) <= 13
 
 
+@pytest.mark.slow
 def test_robustness_films_what_it_tries(tmp_path: Path) -> None:
     flags = robustness.Flags(model_path=str(ROBUST), only=("30 degrees",), n_episodes=1, videos=tmp_path / "films")
     robustness.main(flags)
