@@ -109,8 +109,7 @@ def grips_of(geometry: Geometry, arm: int, lengths: np.ndarray) -> list[Grips]:
 
 def heights_at_mouth(geometry: Geometry, lengths: np.ndarray) -> np.ndarray:
     """float[N], how high the peg's tip is over the socket's axis when it first comes to the mouth, mm; NaN if it never does."""
-    merged = jax.tree.map(lambda x: jnp.asarray(x).reshape(-1, *x.shape[2:]), geometry)
-    tip = np.asarray(peg_in_socket(merged)[0]).reshape(*geometry.position.shape[:2], 3)
+    tip = np.asarray(jax.vmap(peg_in_socket)(geometry)[0])
     near = (tip[..., 0] < AT_MOUTH) & (np.abs(tip[..., 1:]) < HEIGHTS[-1] / 1000).all(axis=-1)
     near &= np.arange(tip.shape[1]) < lengths[:, None]
     first = tip[np.arange(len(tip)), near.argmax(axis=1), 2]
