@@ -116,14 +116,13 @@ def reach(geometry: Geometry, with_wrist: bool = False) -> jax.Array:
 
     With `with_wrist` a third point counts as much as each fingertip, 20 cm behind them in the hand. It is where it should be if
     the hand comes from over the object's outer end, 45 degrees down. Fingers alone are reached as well with the wrist bent up
-    (experiment 32). And it is the hand that is to be there, open: fingertips count where they would be if nothing pushed them
-    aside, as those of a hand that leans against its object are (experiment 44), and if they were no further apart than is asked
-    for. That leaves 3 mm on either side, and who comes from pixels is 15 mm off (experiment 45).
+    (experiment 32). And it is the hand that is to be there: fingertips count where they would be if nothing pushed them aside.
+    Those of an open hand that leans against its object are on either side of it, and hands stayed so (experiment 44).
     """
-    half_width = jnp.array(OBJECT_HALF_WIDTH) + 0.003
     if with_wrist:
-        geometry = geometry._replace(fingertips=_hand(geometry, half_width))
-    side = jnp.array([1.0, -1.0])[None, :] * half_width[:, None]  # [arm, finger]
+        aside = geometry.off_centre[..., None] * geometry.gripper[..., 1]
+        geometry = geometry._replace(fingertips=geometry.fingertips - aside[:, :, None])
+    side = jnp.array([1.0, -1.0])[None, :] * (jnp.array(OBJECT_HALF_WIDTH) + 0.003)[:, None]  # [arm, finger]
     along, height = NOMINAL_GRIP
     local = jnp.stack([jnp.full_like(side, along), side, jnp.full_like(side, height)], axis=-1)
     targets = geometry.position[:, :, None] + jnp.einsum("naij,afj->nafi", geometry.rotation, local)
@@ -147,25 +146,12 @@ def opening(geometry: Geometry) -> jax.Array:
 
 
 def hold(geometry: Geometry, grasp: jax.Array) -> jax.Array:
-    """float32[N, 2] in 0..1: a grasp, half of it where the fingers' middle is 8 mm off the hand's, until the object is up.
+    """float32[N, 2] in 0..1: a grasp, half of it where the fingers' middle is 8 mm off the hand's.
 
     Fingers that squeeze an object centre it, their motors being equally strong. But both touch it, too, where an open hand leans
     against it sideways and one finger gives way. That was paid like a grasp, and lifted nothing (experiment 43).
-    From 2 cm over its rest on it counts more, at 6 cm all of it: nothing is up that is not held, and there it is the rim of a
-    socket that pushes fingers aside, on the way in (experiment 45).
     """
-    centred = 1.0 / (1.0 + jnp.square(geometry.off_centre / 0.008))
-    raised = geometry.position[..., 2] - jnp.array(OBJECT_REST_HEIGHT)[None]
-    return grasp * jnp.maximum(centred, jnp.clip((raised - 0.02) / 0.04, 0.0, 1.0))
-
-
-def _hand(geometry: Geometry, half_width: jax.Array) -> jax.Array:
-    """float32[N, 2, 2, 3], fingertips as far apart as they are, at most twice `half_width`, float32[2], in the hand's middle."""
-    aside = geometry.off_centre[..., None] * geometry.gripper[..., 1]
-    middle = geometry.fingertips.mean(axis=2, keepdims=True)
-    half = jnp.linalg.norm(geometry.fingertips[:, :, :1] - middle, axis=-1, keepdims=True)
-    limit = half_width[None, :, None, None]
-    return middle - aside[:, :, None] + (geometry.fingertips - middle) * limit / jnp.maximum(half, limit)
+    return grasp / (1.0 + jnp.square(geometry.off_centre / 0.008))
 
 
 def _wrist(geometry: Geometry) -> jax.Array:
