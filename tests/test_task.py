@@ -147,6 +147,13 @@ def test_starts_may_exceed_gym_alohas() -> None:
 TOUCHES = tuple(scene.INSERTION_TOUCHES)
 
 
+def unremarkable(grasp: jax.Array) -> Progress:
+    """Progress of worlds in which nothing else has happened; grasp float32[N, 2]."""
+    worlds = len(grasp)
+    nothing = jnp.zeros((worlds, 2))
+    return Progress(grasp, nothing, jnp.zeros(worlds, jnp.int32), jnp.zeros((worlds, 14)), nothing)
+
+
 def touching(task: Insertion, *rows: set[str]) -> Physics:
     """One fabricated world per row, in which just these touches are felt."""
     sensordata = np.zeros((len(rows), task.scene.model.nsensordata), np.float32)
@@ -350,6 +357,24 @@ def test_fingers_that_are_pushed_aside_reach_nothing_that_the_hand_does_not(
     assert potentials.reach(pushed)[0, side] < potentials.reach(here)[0, side] - 0.05
 
 
+@pytest.mark.parametrize("arm", ["left", "right"])
+def test_a_hand_that_is_open_wide_reaches_as_one_that_just_fits(task: Insertion, expert_replay: Replay, arm: str) -> None:
+    physics, _ = at_step(expert_replay, STAGE_ENDS["close"])
+    geometry = task.geometry(physics)
+    side = ("left", "right").index(arm)
+    fits = 2 * ((0.022, 0.010)[side] + 0.003)
+    middle, towards = geometry.fingertips.mean(axis=2, keepdims=True), geometry.gripper[..., 1][:, :, None]
+
+    def reached(apart: float, with_wrist: bool = True) -> np.ndarray:
+        fingertips = middle + 0.5 * apart * jnp.concatenate([towards, -towards], axis=2)
+        return np.asarray(potentials.reach(geometry._replace(fingertips=fingertips), with_wrist)[:, side])
+
+    for apart in (fits + 0.002, 0.069):  # at most
+        np.testing.assert_allclose(reached(apart), reached(fits), atol=1e-5)
+    assert (reached(0.7 * fits) < reached(fits)).all()
+    assert (reached(0.069, with_wrist=False) < reached(fits, with_wrist=False)).all()
+
+
 @pytest.mark.parametrize(
     ("apart", "opening"), [(0.0, (0.0, 0.0)), (0.009, (9 / 42, 0.5)), (0.021, (0.5, 1.0)), (0.07, (1.0, 1.0))]
 )
@@ -372,7 +397,9 @@ def test_who_squeezes_an_object_holds_it_and_who_leans_against_it_does_not(
         held = potentials.hold(task.geometry(physics), progress.grasp)
         assert (held > 0.6).all()
         assert (held > 0.7 * progress.grasp).all()
-    # One finger is pushed back, the other one follows: as far apart as before.
+    # One finger is pushed back, the other one follows: as far apart as before. The object lies on the table, at first.
+    physics, progress = at_step(expert_replay, STAGE_ENDS["close"])
+    held = potentials.hold(task.geometry(physics), progress.grasp)
     fingers, side = slice(FINGER_QPOS[arm], FINGER_QPOS[arm] + 2), ("left", "right").index(arm)
     leaning = physics._replace(qpos=physics.qpos.at[:, fingers].add(off))
     held_so = potentials.hold(task.geometry(leaning), progress.grasp)
@@ -381,16 +408,48 @@ def test_who_squeezes_an_object_holds_it_and_who_leans_against_it_does_not(
     np.testing.assert_allclose(held_so[:, side], expected, rtol=1e-4)
     assert (held_so[:, side] < 0.5).all()
     np.testing.assert_array_equal(held_so[:, 1 - side], held[:, 1 - side])
+    # Higher up nothing is that nobody holds.
+    geometry, rest = task.geometry(leaning), jnp.array([[0.022, 0.010]])
+    for raised, share in ((0.02, 0.0), (0.045, 0.625), (0.06, 1.0), (0.13, 1.0)):
+        up = potentials.hold(geometry._replace(position=geometry.position.at[..., 2].set(rest + raised)), progress.grasp)
+        np.testing.assert_allclose(up, jnp.maximum(held_so, share * progress.grasp), rtol=1e-3)
+
+
+@pytest.mark.parametrize("arm", ["left", "right"])
+def test_who_leans_is_paid_for_beginning_to_close(expert_replay: Replay, arm: str) -> None:
+    """A leaning hand holds little, and closing does not change that at once; half of what it touches counts all the same."""
+    carrying = make_task("insertion", scene.make_scene(physics="exact"), Shaping(carry=4.0, action_cost=0.0))
+    physics, progress = at_step(expert_replay, STAGE_ENDS["close"])
+    side = ("left", "right").index(arm)
+    fingers = slice(FINGER_QPOS[arm], FINGER_QPOS[arm] + 2)
+    leaning = physics._replace(qpos=physics.qpos.at[:, fingers].add(0.012))
+    progress = progress._replace(squeeze=jnp.zeros((len(SEEDS), 2)))
+    earned, squeezes = [], []
+    for told in (1.0, 0.0, -0.15, -0.3, -1.0):
+        action = jnp.zeros((len(SEEDS), 2, 7)).at[:, side, -1].set(told).reshape(-1, 14)
+        reward, after = carrying.dense(leaning, progress, jnp.zeros(len(SEEDS), jnp.int32), jnp.zeros(len(SEEDS), bool), action)
+        earned.append(np.asarray(reward))
+        squeezes.append(np.asarray(after.squeeze))
+    squeeze, grasp = np.stack(squeezes), np.asarray(after.grasp)
+    np.testing.assert_allclose(squeeze[:, 0, side], [0.0, 0.0, 0.1, 0.2, 0.2], atol=1e-6)
+    np.testing.assert_array_equal(squeeze[..., 1 - side], 0.0)
+    more = np.stack(earned) - earned[0]
+    np.testing.assert_allclose(more, 0.5 * 0.5 * grasp * squeeze, atol=1e-5)
+    assert (more[-1, :, side] > 0.02).all()
 
 
 @pytest.mark.parametrize(
     ("raised", "degrees", "lifted"),
-    [(0.06, 45.0, 1.0), (0.03, 45.0, 0.5), (0.06, 90.0, 1.0), (0.06, 30.0, 0.3096), (0.12, 30.0, 1.0), (0.06, 0.0, 0.0)],
+    [(0.06, 45.0, 1.0), (0.03, 45.0, 0.375), (0.06, 90.0, 1.0), (0.06, 30.0, 0.6547), (0.12, 30.0, 1.0), (0.06, 0.0, 0.0)],
 )
 def test_who_is_to_carry_lifts_the_wrist_as_well(
     task: Insertion, expert_replay: Replay, raised: float, degrees: float, lifted: float
 ) -> None:
-    """The hand, `degrees` down, holds an object that is `raised` metres over its rest."""
+    """The hand, `degrees` down, holds an object that is `raised` metres over its rest.
+
+    At 3 cm and 45 degrees half of the object's way, and of the wrist's three quarters: 9 cm of those 12 that begin 6 cm under
+    where it is in a nominal grip. At 30 degrees the wrist is 20 cm * (sin 45 - sin 30) = 4.1 cm lower.
+    """
     physics, _ = at_step(expert_replay, STAGE_ENDS["close"])
     geometry = task.geometry(physics)
     rest = jnp.array([[0.022, 0.010]])
@@ -414,10 +473,12 @@ def test_carrying_pays_for_an_object_that_is_level_and_where_the_arms_meet(task:
     held = potentials.hold(geometry, progress.grasp)
     lift = potentials.lift(geometry, held, with_wrist=True) * potentials.levelness(geometry)
     near = 0.7 * reached + 0.3 * potentials.opening(geometry)
-    expected = near + held + 3.0 * lift + potentials.join(geometry, lift)[:, None]
-    paid = potentials.total(Shaping(carry=4.0), geometry, progress.grasp)
+    squeeze = jnp.array([[0.0, 0.7]])
+    grasp = 0.5 * held + 0.5 * squeeze * progress.grasp
+    expected = near + grasp + 3.0 * lift + potentials.join(geometry, lift)[:, None]
+    paid = potentials.total(Shaping(carry=4.0), geometry, progress.grasp, squeeze)
     np.testing.assert_allclose(paid, expected + 4.0 * lift * potentials.carry(geometry), atol=1e-4)
-    unpaid = potentials.total(Shaping(), geometry, progress.grasp)
+    unpaid = potentials.total(Shaping(), geometry, progress.grasp, squeeze)
     lift = potentials.lift(geometry, progress.grasp)
     expected = potentials.reach(geometry) + progress.grasp + 3.0 * lift + potentials.mate(geometry, lift)[:, None]
     np.testing.assert_allclose(unpaid, expected, atol=1e-4)
@@ -632,7 +693,7 @@ def test_with_carry_an_insertion_pays_as_it_was_brought_about(expert_replay: Rep
     physics, progress = at_step(expert_replay, -1)
     geometry = carrying.geometry(physics)
     grasp = 0.8 * progress.grasp + 0.2 * carrying.start_progress(physics).grasp
-    part = potentials.total(carrying.shaping, geometry, grasp) / carrying.highest_potential
+    part = potentials.total(carrying.shaping, geometry, grasp, 0.8 * progress.squeeze) / carrying.highest_potential
     _, tilt, _ = potentials.mating_error(geometry)
     straight = jnp.clip(1 - tilt / 0.04, 0, 1)[:, None]
     paid = what_inserting_pays(carrying, physics, progress)
@@ -747,9 +808,7 @@ def test_both_arms_see_the_same_in_their_own_frames(task: Insertion) -> None:
     found = []
     for pose, velocity, aim in ((qpos, qvel, target), (*turned_about_the_centre(qpos, qvel), swap_arms(target))):
         physics = engine.reset(jnp.asarray(pose, jnp.float32), jnp.asarray(velocity, jnp.float32))
-        progress = Progress(
-            jnp.asarray(grasp), jnp.zeros((num_worlds, 2)), jnp.zeros(num_worlds, jnp.int32), jnp.zeros((num_worlds, 14))
-        )
+        progress = unremarkable(jnp.asarray(grasp))
         features = np.asarray(task.features(physics, jnp.asarray(aim), progress))
         touches = np.stack(list(task.touches(physics).values()))
         found.append((task.geometry(physics), features[:, :136].reshape(num_worlds, 2, 68), touches))
@@ -807,7 +866,7 @@ def test_features_by_hand(task: Insertion) -> None:
     qpos[0, [0, 8, 14]] = 0.1, 0.2, 0.058
     qvel[0, [1, 8, 14]] = 1.0, -2.0, 0.5
     qvel[0, scene.PEG_QVEL], qvel[0, scene.SOCKET_QVEL] = (1, 2, 3, 10, 0, 5), (4, 5, 6, 0, 20, 0)
-    progress = Progress(jnp.array([[0.25, 0.75]]), jnp.zeros((1, 2)), jnp.zeros(1, jnp.int32), jnp.zeros((1, 14)))
+    progress = unremarkable(jnp.array([[0.25, 0.75]]))
     physics = physics._replace(qpos=jnp.asarray(qpos), qvel=jnp.asarray(qvel))
     features = np.asarray(task.features(physics, jnp.full((1, 14), 0.5), progress))
     left, right = both = features[0, :136].reshape(2, 68)
@@ -828,7 +887,7 @@ def test_features_by_hand(task: Insertion) -> None:
 
 def test_features_tell_what_the_fingers_feel(task: Insertion) -> None:
     physics = touching(task, {"peg_finger_left"}, {"socket_table"}, {"peg_socket"}, {"peg_pin"}, set())
-    progress = Progress(jnp.zeros((5, 2)), jnp.zeros((5, 2)), jnp.zeros(5, jnp.int32), jnp.zeros((5, 14)))
+    progress = unremarkable(jnp.zeros((5, 2)))
     features = np.asarray(task.features(physics, jnp.zeros((5, 14)), progress))
     changed = [set(np.flatnonzero(row != features[-1])) for row in features[:-1]]
     contacts = 21 + 33  # behind an arm's own joints and its object

@@ -38,12 +38,14 @@ class Progress(NamedTuple):
         potential: float32[N, 2], each arm's potential after the last step.
         best_level: int32[N], highest level so far.
         action: float32[N, 14], the last one.
+        squeeze: float32[N, 2], slow average per arm of "the gripper is told to close", 1 from an action of -0.3 down.
     """
 
     grasp: jax.Array
     potential: jax.Array
     best_level: jax.Array
     action: jax.Array
+    squeeze: jax.Array
 
 
 class StartRange(NamedTuple):
@@ -164,7 +166,9 @@ class Insertion:
         # An episode that starts in the middle of the task is not paid for what is there already.
         grasp = self._holds(geometry, touch)
         no_action = jnp.zeros((physics.qpos.shape[0], 14))
-        return Progress(grasp, potentials.total(self.shaping, geometry, grasp), self.level(physics), no_action)
+        squeeze = jnp.ones_like(grasp)  # whatever it holds, it squeezes
+        potential = potentials.total(self.shaping, geometry, grasp, squeeze)
+        return Progress(grasp, potential, self.level(physics), no_action, squeeze)
 
     def dense(
         self, physics: Physics, progress: Progress, level: jax.Array, failed: jax.Array, action: jax.Array
@@ -182,7 +186,9 @@ class Insertion:
         touch = self.touches(physics)
         geometry = self.geometry(physics)
         grasp = 0.8 * progress.grasp + 0.2 * self._holds(geometry, touch)
-        potential = potentials.total(self.shaping, geometry, grasp)
+        told_to_close = jnp.clip(-action.reshape(-1, 2, 7)[..., 6] / 0.3, 0.0, 1.0)
+        squeeze = 0.8 * progress.squeeze + 0.2 * told_to_close
+        potential = potentials.total(self.shaping, geometry, grasp, squeeze)
         potential = jnp.where(failed[:, None], 0.0, potential)
         levels = jnp.arange(1, MAX_LEVEL + 1)
         first_time = (levels[None] <= level[:, None]) & (levels[None] > progress.best_level[:, None])
@@ -192,7 +198,7 @@ class Insertion:
         effort = shaping.action_cost * jnp.square(action) + shaping.action_change_cost * jnp.square(action - progress.action)
         effort = effort.reshape(-1, 2, 7).sum(axis=2)
         reward = potential - progress.potential + bonus[:, None] + inserted - effort - failed[:, None]
-        return 0.5 * reward, Progress(grasp, potential, jnp.maximum(progress.best_level, level), action)
+        return 0.5 * reward, Progress(grasp, potential, jnp.maximum(progress.best_level, level), action, squeeze)
 
     def _holds(self, geometry: Geometry, touch: dict[str, jax.Array]) -> jax.Array:
         """float32[N, 2] in 0..1: both fingers of the arm touch its object, from opposite sides, near its centre.

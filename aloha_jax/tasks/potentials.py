@@ -68,10 +68,12 @@ class Geometry(NamedTuple):
     off_centre: jax.Array
 
 
-def total(shaping: Shaping, geometry: Geometry, grasp: jax.Array) -> jax.Array:
+def total(shaping: Shaping, geometry: Geometry, grasp: jax.Array, squeeze: jax.Array) -> jax.Array:
     """float32[N, 2]: reach (0..1) + grasp (0..1) + 3 lift (0..3) + carry (0..1.5 `shaping.carry`) + joint term (0..8 or 14).
 
-    With `shaping.carry` being open is 0.3 of reaching, and a grasp counts as `hold` says.
+    With `shaping.carry` being open is 0.3 of reaching, and a grasp counts as `hold` says. Half of the grasp's own term is for
+    fingers that touch the object and are told to close, `squeeze`, float32[N, 2] in 0..1: from leaning to a hold there was no
+    slope, since an open hand that begins to squeeze stays off its middle until it has closed (experiment 45).
     """
     if not shaping.carry:
         lifted = lift(geometry, grasp)
@@ -79,7 +81,13 @@ def total(shaping: Shaping, geometry: Geometry, grasp: jax.Array) -> jax.Array:
     near = 0.7 * reach(geometry, with_wrist=True) + 0.3 * opening(geometry)
     held = hold(geometry, grasp)
     lifted = lift(geometry, held, with_wrist=True) * levelness(geometry)
-    return near + held + 3.0 * lifted + join(geometry, lifted)[:, None] + shaping.carry * lifted * carry(geometry)
+    return (
+        near
+        + 0.5 * (held + grasp * squeeze)
+        + 3.0 * lifted
+        + join(geometry, lifted)[:, None]
+        + shaping.carry * lifted * carry(geometry)
+    )
 
 
 def level_bonus(shaping: Shaping) -> tuple[float, float, float]:
@@ -116,13 +124,14 @@ def reach(geometry: Geometry, with_wrist: bool = False) -> jax.Array:
 
     With `with_wrist` a third point counts as much as each fingertip, 20 cm behind them in the hand. It is where it should be if
     the hand comes from over the object's outer end, 45 degrees down. Fingers alone are reached as well with the wrist bent up
-    (experiment 32). And it is the hand that is to be there: fingertips count where they would be if nothing pushed them aside.
-    Those of an open hand that leans against its object are on either side of it, and hands stayed so (experiment 44).
+    (experiment 32). And it is the hand that is to be there, open: fingertips count where they would be if nothing pushed them
+    aside, as those of a hand that leans against its object are (experiment 44), and if they were no further apart than is asked
+    for. That leaves 3 mm on either side, and who comes from pixels is 13 mm off (experiment 45).
     """
+    half_width = jnp.array(OBJECT_HALF_WIDTH) + 0.003
     if with_wrist:
-        aside = geometry.off_centre[..., None] * geometry.gripper[..., 1]
-        geometry = geometry._replace(fingertips=geometry.fingertips - aside[:, :, None])
-    side = jnp.array([1.0, -1.0])[None, :] * (jnp.array(OBJECT_HALF_WIDTH) + 0.003)[:, None]  # [arm, finger]
+        geometry = geometry._replace(fingertips=_hand(geometry, half_width))
+    side = jnp.array([1.0, -1.0])[None, :] * half_width[:, None]  # [arm, finger]
     along, height = NOMINAL_GRIP
     local = jnp.stack([jnp.full_like(side, along), side, jnp.full_like(side, height)], axis=-1)
     targets = geometry.position[:, :, None] + jnp.einsum("naij,afj->nafi", geometry.rotation, local)
@@ -146,12 +155,25 @@ def opening(geometry: Geometry) -> jax.Array:
 
 
 def hold(geometry: Geometry, grasp: jax.Array) -> jax.Array:
-    """float32[N, 2] in 0..1: a grasp, half of it where the fingers' middle is 8 mm off the hand's.
+    """float32[N, 2] in 0..1: a grasp, half of it where the fingers' middle is 8 mm off the hand's, until the object is up.
 
     Fingers that squeeze an object centre it, their motors being equally strong. But both touch it, too, where an open hand leans
     against it sideways and one finger gives way. That was paid like a grasp, and lifted nothing (experiment 43).
+    From 2 cm over its rest on it counts more, at 6 cm all of it: nothing is up that is not held, and there it is the rim of a
+    socket that pushes fingers aside, on the way in (experiment 45).
     """
-    return grasp / (1.0 + jnp.square(geometry.off_centre / 0.008))
+    centred = 1.0 / (1.0 + jnp.square(geometry.off_centre / 0.008))
+    raised = geometry.position[..., 2] - jnp.array(OBJECT_REST_HEIGHT)[None]
+    return grasp * jnp.maximum(centred, jnp.clip((raised - 0.02) / 0.04, 0.0, 1.0))
+
+
+def _hand(geometry: Geometry, half_width: jax.Array) -> jax.Array:
+    """float32[N, 2, 2, 3], fingertips as far apart as they are, at most twice `half_width`, float32[2], in the hand's middle."""
+    aside = geometry.off_centre[..., None] * geometry.gripper[..., 1]
+    middle = geometry.fingertips.mean(axis=2, keepdims=True)
+    half = jnp.linalg.norm(geometry.fingertips[:, :, :1] - middle, axis=-1, keepdims=True)
+    limit = half_width[None, :, None, None]
+    return middle - aside[:, :, None] + (geometry.fingertips - middle) * limit / jnp.maximum(half, limit)
 
 
 def _wrist(geometry: Geometry) -> jax.Array:
@@ -162,15 +184,17 @@ def _wrist(geometry: Geometry) -> jax.Array:
 def lift(geometry: Geometry, grasp: jax.Array, with_wrist: bool = False) -> jax.Array:
     """float32[N, 2] in 0..1: height over rest, full at 6 cm, counted while the object is held.
 
-    With `with_wrist` the height is that of the object or of the point near the wrist, whichever has come less far from where it
-    is in a nominal grip. The quickest way to lift is to bend the wrist up, to its limit, from where policies found no way to
-    the other arm (experiment 32): shoulder and elbow are to lift (experiment 35).
+    With `with_wrist` it is counted as far as the point near the wrist has risen, too: from 6 cm under where it is in a nominal
+    grip to 6 cm over that. The quickest way to lift is to bend the wrist up, to its limit, from where policies found no way to
+    the other arm (experiment 32): shoulder and elbow are to lift (experiment 35). From 6 cm under, since hands come down with
+    the wrist as low as 5 cm under, and their first centimetres up are to be paid, too (experiment 45).
     """
     rest = jnp.array(OBJECT_REST_HEIGHT)[None]
-    height = geometry.position[..., 2] - rest
+    lifted = jnp.clip((geometry.position[..., 2] - rest) / 0.06, 0.0, 1.0) * grasp
     if with_wrist:
-        height = jnp.minimum(height, _wrist(geometry)[..., 2] - (rest + NOMINAL_GRIP[1] + WRIST * APPROACH[2]))
-    return jnp.clip(height / 0.06, 0.0, 1.0) * grasp
+        raised = _wrist(geometry)[..., 2] - (rest + NOMINAL_GRIP[1] + WRIST * APPROACH[2])
+        lifted = lifted * jnp.clip((raised + 0.06) / 0.12, 0.0, 1.0)
+    return lifted
 
 
 def levelness(geometry: Geometry) -> jax.Array:
