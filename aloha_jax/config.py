@@ -87,8 +87,9 @@ class Config:
     action_change_cost: float = 0.0
     """What the dense reward takes for the squared change of the action (0.01 makes a policy that succeeds smooth)."""
     grip_tolerance: float | None = None
-    """Metres; a hold that far from the nominal grip counts for little in the dense reward. None: any hold counts in full, or
-    with --teacher, as the teacher's training had it."""
+    """Metres; a hold that far from the nominal grip counts for little. None: in full, or with --teacher as the teacher had it."""
+    grip_height_tolerance: float | None = None
+    """Metres; lifting pays half where an object is held that far over or under where fingers on the table take it. None: all."""
     carry: float = 0.0
     """What the dense reward pays for bringing a lifted object, level and facing the other arm, to where the two meet; above 0, it
     also asks hands to open, squeeze, come from above and lift with shoulder and elbow, and pays no levels 2, 3."""
@@ -263,14 +264,13 @@ class Config:
         _require(abs(self.log_std_init) < float("inf"), "log_std_init", "must be finite", self.log_std_init)
         recent = all(1 <= lag <= MAX_LAG for lag in self.history)
         _require(recent, "history", f"must consist of numbers of steps in 1..{MAX_LAG}", self.history)
-        grip = self.grip_tolerance
-        _require(grip is None or 0 < grip < float("inf"), "grip_tolerance", "must be positive and finite", grip)
         final = self.log_std_final
         _require(final is None or -20 <= final <= self.log_std_init, "log_std_final", "must lie in -20..--log-std-init", final)
         _require(min(self.hidden_sizes, default=1) >= 1, "hidden_sizes", "must be at least 1", self.hidden_sizes)
-        for name in ("action_clip", "clip_range_vf", "target_kl", "microbatch_size", "keep_period"):
-            value = getattr(self, name)
-            _require(value is None or 0 < value < float("inf"), name, "must be positive", value)
+        limits = ("action_clip", "clip_range_vf", "target_kl", "microbatch_size", "keep_period")
+        for name in (*limits, "grip_tolerance", "grip_height_tolerance"):
+            positive = getattr(self, name) is None or 0 < getattr(self, name) < float("inf")
+            _require(positive, name, "must be positive and finite", getattr(self, name))
         self._validate_starts()
         self._validate_teacher()
         self._validate_backends()

@@ -151,6 +151,7 @@ PRESETS: dict[str, Config] = {
         learning_rate=1e-4,
         target_kl=0.012,
         average_decay=0.98,
+        grip_height_tolerance=0.01,  # from the start on it kept hands from lifting (experiment 45)
         **_IN_EXACT_PHYSICS,
     ),
     "pixels-polish": _PIXELS_POLISH,

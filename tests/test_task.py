@@ -302,6 +302,32 @@ def test_a_grip_counts_the_less_the_farther_it_is_from_the_nominal_one(expert_re
     np.testing.assert_array_equal(plain._holds(displaced, touch), held)
 
 
+@pytest.mark.parametrize("carry", [0.0, 4.0])
+@pytest.mark.parametrize(("higher", "counted"), [(0.0, 1.0), (0.01, 0.5), (-0.01, 0.5), (0.02, 0.2)])
+def test_a_grip_counts_half_a_tolerance_over_where_the_table_would_make_it(
+    task: Insertion, expert_replay: Replay, carry: float, higher: float, counted: float
+) -> None:
+    """Fingertips 11 mm over the table, the centres of socket and peg at 22 and 10; then all of it lifted and turned."""
+    physics, progress = at_step(expert_replay, STAGE_ENDS["carry"])
+    geometry, grasp = task.geometry(physics), progress.grasp
+    offset = jnp.array([[-0.03, 0.0, -0.011], [-0.03, 0.0, 0.001]]) + jnp.array([0.0, 0.0, higher])[None]
+    middle = geometry.position + jnp.einsum("naij,aj->nai", geometry.rotation, offset)
+    apart = geometry.fingertips - geometry.fingertips.mean(axis=2, keepdims=True)
+    held = geometry._replace(fingertips=middle[:, :, None] + apart)
+    np.testing.assert_allclose(potentials.likeness(held, 0.01), counted, rtol=1e-4)
+
+    def paid(tolerance: float | None) -> jax.Array:
+        shaping = Shaping(carry=carry, grip_height_tolerance=tolerance)
+        return potentials.total(shaping, held, grasp, jnp.ones_like(grasp))
+
+    nothing = potentials.total(Shaping(carry=carry), held, jnp.zeros_like(grasp), jnp.ones_like(grasp))
+    held_itself = (0.5 * (potentials.hold(held, grasp) + grasp)) if carry else grasp
+    # All but reaching and grasping is in proportion to it.
+    np.testing.assert_allclose(
+        paid(0.01) - nothing - held_itself, counted * (paid(None) - nothing - held_itself), rtol=1e-3, atol=1e-4
+    )
+
+
 @pytest.mark.parametrize(("degrees", "level"), [(0.0, 1.0), (17.4576, 0.5), (-17.4576, 0.5), (90.0, 0.0826)])
 def test_an_object_tilted_by_17_degrees_is_half_lifted(
     task: Insertion, expert_replay: Replay, degrees: float, level: float

@@ -20,6 +20,7 @@ NOMINAL_GRIP = (-0.03, 0.004)  # of the fingertips' midpoint from the object's c
 # 4 cm short of the socket's mouth to where they are as deep in each other as if inserted.
 MEETING_X = (-0.08, -0.049)
 MEETING_HEIGHT = 0.13
+GRIP_OVER_TABLE = 0.011  # fingertips' height where the table stops a hand that comes 45 degrees down, metres
 BEFORE = 0.075  # depth, as `mating_error` has it, at which the peg may be moved aside: 1.5 cm short of the mouth, metres
 # Near the wrist: how far behind the fingertips that point is, metres, and where from them it is to lie, in the object's frame:
 # as far up as out, so that the hand comes 45 degrees down.
@@ -35,6 +36,8 @@ class Shaping(NamedTuple):
         action_change_cost: what it takes for the squared change of the action.
         grip_tolerance: metres; how far from the nominal grip the fingers may hold an object before the hold counts for little.
             None: any hold near the object's centre counts in full.
+        grip_height_tolerance: metres; lifting counts half where an object is held that far over or under where fingers on the
+            table take it. None: at any height in full.
         carry: what it pays for bringing a lifted object, level and facing the other arm, to where the two meet. Above 0,
             reaching, grasping, lifting, joining and the official levels are paid otherwise as well (`total`, `level_bonus`).
     """
@@ -42,6 +45,7 @@ class Shaping(NamedTuple):
     action_cost: float = 0.0005
     action_change_cost: float = 0.0
     grip_tolerance: float | None = None
+    grip_height_tolerance: float | None = None
     carry: float = 0.0
 
     @classmethod
@@ -75,12 +79,14 @@ def total(shaping: Shaping, geometry: Geometry, grasp: jax.Array, squeeze: jax.A
     fingers that touch the object and are told to close, `squeeze`, float32[N, 2] in 0..1: from leaning to a hold there was no
     slope, since an open hand that begins to squeeze stays off its middle until it has closed (experiment 45).
     """
+    tolerance = shaping.grip_height_tolerance
+    alike = 1.0 if tolerance is None else likeness(geometry, tolerance)
     if not shaping.carry:
-        lifted = lift(geometry, grasp)
+        lifted = lift(geometry, grasp) * alike
         return reach(geometry) + grasp + 3.0 * lifted + mate(geometry, lifted)[:, None]
     near = 0.7 * reach(geometry, with_wrist=True) + 0.3 * opening(geometry)
     held = hold(geometry, grasp)
-    lifted = lift(geometry, held, with_wrist=True) * levelness(geometry)
+    lifted = lift(geometry, held, with_wrist=True) * levelness(geometry) * alike
     return (
         near
         + 0.5 * (held + grasp * squeeze)
@@ -195,6 +201,19 @@ def lift(geometry: Geometry, grasp: jax.Array, with_wrist: bool = False) -> jax.
         raised = _wrist(geometry)[..., 2] - (rest + NOMINAL_GRIP[1] + WRIST * APPROACH[2])
         lifted = lifted * jnp.clip((raised + 0.06) / 0.12, 0.0, 1.0)
     return lifted
+
+
+def likeness(geometry: Geometry, tolerance: float) -> jax.Array:
+    """float32[N, 2] in 0..1: an object is held where fingers on the table take it, half where `tolerance` metres over or under.
+
+    What is held at one height meets the other at one height. A policy from pixels neither sees from above at which it holds an
+    object nor feels it in its joints, and misses where peg and socket meet 8 mm too high or low (experiments 44 and 45). The
+    table makes the height: it stops every hand that comes down on it at the same one.
+    """
+    middle = geometry.fingertips.mean(axis=2) - geometry.position
+    height = jnp.einsum("nai,nai->na", middle, geometry.rotation[..., 2])
+    off = height - (GRIP_OVER_TABLE - jnp.array(OBJECT_REST_HEIGHT))[None]
+    return 1.0 / (1.0 + jnp.square(off / tolerance))
 
 
 def levelness(geometry: Geometry) -> jax.Array:
