@@ -10,8 +10,7 @@ from aloha_jax.typed_json import typed
 
 FORMAT_VERSION = 1  # of config.json and of checkpoints
 
-# (features, kernel, stride) per convolution: Mnih et al. 2015, as in Stable-Baselines3's NatureCNN.
-NATURE_CNN = ((32, 8, 4), (64, 4, 2), (64, 3, 1))
+NATURE_CNN = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # features, kernel, stride: Mnih et al. 2015, as in Stable-Baselines3
 
 # The table between the arms in gym_aloha's 480x640 frame: (top, left, height, width) in pixels. Its centre is the arms' centre,
 # so that a half turn of the picture exchanges the arms.
@@ -109,13 +108,11 @@ class Config:
     episode_length: int = 300
     """Control steps (50 Hz) after which an episode is truncated; gym_aloha's is 300."""
     start_states: Literal["task", "expert", "archive"] = "task"
-    """Where training episodes start: as the task does, or a share of them along the scripted expert's episodes, or in states that
-    the policy itself has reached."""
+    """Where training episodes start: as the task does, or a share along the expert's episodes, or where the policy has been."""
     start_share: float = 0.5
     """Share of episodes that start in such states."""
     start_yaw: float = 0.0
-    """Degrees, either way, by which training episodes turn peg and socket where they start; gym_aloha never does. The expert's
-    states keep to gym_aloha's starts."""
+    """Degrees, either way, by which training episodes turn peg and socket at their start (not the expert's); gym_aloha: 0."""
     start_shift: float = 0.0
     """Metres, along x and y, by which they may start outside gym_aloha's range."""
 
@@ -251,10 +248,9 @@ class Config:
         costs = ("ent_coef", "vf_coef", "ppo_coef", "distill_coef", "state_coef", "action_cost", "action_change_cost", "carry")
         for name in (*costs, "final_eval_episodes"):
             _require(0 <= getattr(self, name) < float("inf"), name, "must not be negative", getattr(self, name))
-        for field in dataclasses.fields(self):  # JAX counts in 32 bits
-            value = getattr(self, field.name)
-            small = not isinstance(value, int) or field.name == "seed" or abs(value) < 2**31
-            _require(small, field.name, "must be less than 2^31", value)
+        for name, value in vars(self).items():  # JAX counts in 32 bits
+            small = not isinstance(value, int) or name == "seed" or abs(value) < 2**31
+            _require(small, name, "must be less than 2^31", value)
         _require(self.rollout_size < 2**31, "n_steps", f"times --n-envs {self.n_envs} must be less than 2^31", self.n_steps)
         for name in ("log_dir", "resume"):
             path = getattr(self, name) or "."
@@ -271,14 +267,20 @@ class Config:
         for name in (*limits, "grip_tolerance", "grip_height_tolerance"):
             positive = getattr(self, name) is None or 0 < getattr(self, name) < float("inf")
             _require(positive, name, "must be positive and finite", getattr(self, name))
-        self._validate_starts()
+        self._validate_task()
         self._validate_teacher()
         self._validate_backends()
         self._validate_pixels()
         self._validate_batches()
         return self
 
-    def _validate_starts(self) -> None:
+    def _validate_task(self) -> None:
+        height, delta = self.grip_height_tolerance, self.action == "delta"
+        other = "must be None with --grip-tolerance, which asks for another height"
+        _require(height is None or self.grip_tolerance is None, "grip_height_tolerance", other, height)
+        _require(
+            delta or not self.carry, "carry", "must be 0 with --action absolute: it asks for grippers that close", self.carry
+        )
         _require(0 <= self.start_share <= 1, "start_share", "must lie in 0..1", self.start_share)
         _require(0 <= self.start_yaw <= 180, "start_yaw", "must lie in 0..180 degrees", self.start_yaw)
         apart = f"must lie in 0..{MAX_START_SHIFT} m, or peg and socket might start in each other"

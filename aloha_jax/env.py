@@ -139,6 +139,7 @@ class Env:
         truncated = ((clock >= self.episode_length) | invalid) & ~terminated
         arm_reward, progress = self._reward(state, physics, level, lost, action)
         arm_reward = jnp.where(invalid[:, None], 0.0, arm_reward)
+        progress = _choose(invalid, state.progress, progress)
         reward = arm_reward.sum(axis=1)
         after = state._replace(
             physics=physics,

@@ -74,7 +74,7 @@ _PIXELS = dataclasses.replace(
     final_eval_episodes=10,
 )
 
-# No teacher: what `scratch` learns from, seen by the camera, and by the critic the state (experiments 35 to 44).
+# No teacher: what `scratch` learns from, seen by the camera, and by the critic the state (experiments 35 to 46).
 _PIXELS_PPO = dataclasses.replace(
     _PIXELS,
     preset="pixels-ppo",
@@ -151,7 +151,7 @@ PRESETS: dict[str, Config] = {
         learning_rate=1e-4,
         target_kl=0.012,
         average_decay=0.98,
-        grip_height_tolerance=0.01,  # from the start on it kept hands from lifting (experiment 45)
+        grip_height_tolerance=0.01,  # what is held at one height meets at one height (experiment 46)
         **_IN_EXACT_PHYSICS,
     ),
     "pixels-polish": _PIXELS_POLISH,

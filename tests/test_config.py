@@ -85,6 +85,8 @@ def test_json_that_lacks_a_setting_takes_its_default() -> None:
         ({"grip_tolerance": 0.0}, "--grip-tolerance"),
         ({"grip_tolerance": float("nan")}, "--grip-tolerance"),
         ({"grip_height_tolerance": 0.0}, "--grip-height-tolerance"),
+        ({"grip_height_tolerance": 0.01, "grip_tolerance": 0.008}, "--grip-height-tolerance"),
+        ({"carry": 4.0, "action": "absolute"}, "--carry"),
         ({"grip_height_tolerance": float("inf")}, "--grip-height-tolerance"),
         ({"start_share": 1.5}, "--start-share"),
         ({"start_yaw": -1.0}, "--start-yaw"),

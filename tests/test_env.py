@@ -538,6 +538,17 @@ def test_without_autoreset_an_invalid_world_keeps_its_last_good_state() -> None:
     np.testing.assert_array_equal(states.qpos[:, 0], [posed(0, 0.1)] * 3)
 
 
+def test_without_autoreset_an_action_that_is_no_number_leaves_no_trace() -> None:
+    env = compiled("delta", "dense", autoreset=False)
+    still = jnp.zeros((NUM_ENVS, 14))
+    state = env.step(env.reset(jax.random.key(0)), still)
+    after = env.step(state, still.at[1, 6].set(jnp.nan))
+    assert after.invalid.tolist() == [False, True, False]
+    assert_same(jax.tree.map(lambda x: x[1], after.progress), jax.tree.map(lambda x: x[1], state.progress))
+    assert is_finite(after)
+    assert is_finite(env.step(after, still))
+
+
 @pytest.mark.parametrize("cause", ["velocity", "action"])
 def test_an_exploding_world_of_the_real_engine_is_reset(cause: str, monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
     monkeypatch.chdir(tmp_path)  # MuJoCo writes MUJOCO_LOG.TXT

@@ -422,7 +422,11 @@ def test_who_squeezes_an_object_holds_it_and_who_leans_against_it_does_not(
         physics, progress = at_step(expert_replay, STAGE_ENDS[stage])
         held = potentials.hold(task.geometry(physics), progress.grasp)
         assert (held > 0.6).all()
-        assert (held > 0.7 * progress.grasp).all()
+        if stage == "close":
+            assert (held > 0.7 * progress.grasp).all()
+            assert (held < progress.grasp).all()
+        else:  # up, where the whole grasp counts
+            np.testing.assert_array_equal(held, progress.grasp)
     # One finger is pushed back, the other one follows: as far apart as before. The object lies on the table, at first.
     physics, progress = at_step(expert_replay, STAGE_ENDS["close"])
     held = potentials.hold(task.geometry(physics), progress.grasp)
@@ -462,6 +466,21 @@ def test_who_leans_is_paid_for_beginning_to_close(expert_replay: Replay, arm: st
     more = np.stack(earned) - earned[0]
     np.testing.assert_allclose(more, 0.5 * 0.5 * grasp * squeeze, atol=1e-5)
     assert (more[-1, :, side] > 0.02).all()
+
+
+def test_with_carry_who_starts_in_the_middle_keeps_what_it_holds_by_closing(expert_replay: Replay) -> None:
+    """It is taken to squeeze what it holds, which is not paid, and letting go of that costs."""
+    carrying = make_task("insertion", scene.make_scene(physics="exact"), Shaping(carry=4.0, action_cost=0.0))
+    physics, _ = at_step(expert_replay, STAGE_ENDS["carry"])
+    start = carrying.start_progress(physics)
+    assert (start.grasp == 1).all()
+    worlds = len(SEEDS)
+    for told, fined in ((-1.0, 0.0), (-0.3, 0.0), (0.0, 0.2 * 0.5 * 0.5), (1.0, 0.2 * 0.5 * 0.5)):
+        action = jnp.zeros((worlds, 2, 7)).at[..., -1].set(told).reshape(-1, 14)
+        level = carrying.level(physics)
+        reward, after = carrying.dense(physics, start, level, jnp.zeros(worlds, bool), action)
+        np.testing.assert_allclose(reward, jnp.full((worlds, 2), -fined), atol=1e-5)
+        np.testing.assert_allclose(after.squeeze, 1.0 - 4 * fined, atol=1e-6)
 
 
 @pytest.mark.parametrize(

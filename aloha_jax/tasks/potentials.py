@@ -165,8 +165,8 @@ def hold(geometry: Geometry, grasp: jax.Array) -> jax.Array:
 
     Fingers that squeeze an object centre it, their motors being equally strong. But both touch it, too, where an open hand leans
     against it sideways and one finger gives way. That was paid like a grasp, and lifted nothing (experiment 43).
-    From 2 cm over its rest on it counts more, at 6 cm all of it: nothing is up that is not held, and there it is the rim of a
-    socket that pushes fingers aside, on the way in (experiment 45).
+    From 2 cm over its rest on it counts more, at 6 cm all of it: hardly anything is up that is not held, and there it is the
+    rim of a socket that pushes fingers aside, on the way in (experiment 45).
     """
     centred = 1.0 / (1.0 + jnp.square(geometry.off_centre / 0.008))
     raised = geometry.position[..., 2] - jnp.array(OBJECT_REST_HEIGHT)[None]
