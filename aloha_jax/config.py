@@ -278,7 +278,7 @@ class Config:
         height, delta = self.grip_height_tolerance, self.action == "delta"
         other = "must be None with --grip-tolerance, which asks for another height"
         _require(height is None or self.grip_tolerance is None, "grip_height_tolerance", other, height)
-        _require(delta or not self.carry, "carry", "must be 0 with --action absolute: it pays changes", self.carry)
+        _require(delta or not self.carry, "carry", "must be 0 with --action absolute: it is for delta actions", self.carry)
         _require(0 <= self.start_share <= 1, "start_share", "must lie in 0..1", self.start_share)
         _require(0 <= self.start_yaw <= 180, "start_yaw", "must lie in 0..180 degrees", self.start_yaw)
         apart = f"must lie in 0..{MAX_START_SHIFT} m, or peg and socket might start in each other"
