@@ -158,11 +158,16 @@ class CheckpointWriter:
                 (self._directory / TRASH).rmdir()
 
     def _remove_unfinished(self) -> None:
-        """Of a failed save, whose other threads may still be writing: until nothing comes back, 5 seconds at most."""
+        """Of a failed save, whose other threads may still be writing: until half a second brings nothing back, 5 at most."""
         deadline = time.monotonic() + 5.0
-        while (unfinished := list(self._directory.glob("*.orbax-checkpoint-tmp*"))) and time.monotonic() < deadline:
-            for directory in unfinished:
-                shutil.rmtree(directory, ignore_errors=True)
+        quiet_until = 0.0
+        while (now := time.monotonic()) < deadline:
+            if unfinished := list(self._directory.glob("*.orbax-checkpoint-tmp*")):
+                quiet_until = now + 0.5
+                for directory in unfinished:
+                    shutil.rmtree(directory, ignore_errors=True)
+            elif now >= quiet_until:
+                return
             time.sleep(0.05)
 
     def _empty_trash(self) -> None:

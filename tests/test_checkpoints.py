@@ -189,6 +189,7 @@ def test_what_a_failed_save_still_writes_is_removed(tmp_path: Path) -> None:
             with contextlib.suppress(OSError):
                 unfinished.mkdir(parents=True, exist_ok=True)
                 (unfinished / f"{time.monotonic_ns()}").touch()
+            time.sleep(0.1)  # as a thread does that waits for its disk
 
     writer = CheckpointWriter(tmp_path)
     thread = threading.Thread(target=go_on_writing, args=[time.monotonic() + 0.5])
