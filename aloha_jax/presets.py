@@ -74,7 +74,7 @@ _PIXELS = dataclasses.replace(
     final_eval_episodes=10,
 )
 
-# No teacher: what `scratch` learns from, seen by the camera, and by the critic the state (experiments 35 to 46).
+# No teacher: what `scratch` learns from, seen by the camera, and by the critic the state (experiments 35 to 47).
 _PIXELS_PPO = dataclasses.replace(
     _PIXELS,
     preset="pixels-ppo",

@@ -485,14 +485,22 @@ def test_with_carry_who_starts_in_the_middle_keeps_what_it_holds_by_closing(expe
 
 @pytest.mark.parametrize(
     ("raised", "degrees", "lifted"),
-    [(0.06, 45.0, 1.0), (0.03, 45.0, 0.375), (0.06, 90.0, 1.0), (0.06, 30.0, 0.6547), (0.12, 30.0, 1.0), (0.06, 0.0, 0.0)],
+    [
+        (0.06, 45.0, 1.0),
+        (0.03, 45.0, 0.4167),
+        (0.06, 90.0, 1.0),
+        (0.06, 30.0, 0.7699),
+        (0.12, 30.0, 1),
+        (0.06, 0.0, 0.2143),
+        (0.06, -45.0, 0.0),
+    ],
 )
 def test_who_is_to_carry_lifts_the_wrist_as_well(
     task: Insertion, expert_replay: Replay, raised: float, degrees: float, lifted: float
 ) -> None:
     """The hand, `degrees` down, holds an object that is `raised` metres over its rest.
 
-    At 3 cm and 45 degrees half of the object's way, and of the wrist's three quarters: 9 cm of those 12 that begin 6 cm under
+    At 3 cm and 45 degrees half of the object's way, and of the wrist's five sixths: 15 cm of those 18 that begin 12 cm under
     where it is in a nominal grip. At 30 degrees the wrist is 20 cm * (sin 45 - sin 30) = 4.1 cm lower.
     """
     physics, _ = at_step(expert_replay, STAGE_ENDS["close"])

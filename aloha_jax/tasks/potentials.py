@@ -190,16 +190,17 @@ def _wrist(geometry: Geometry) -> jax.Array:
 def lift(geometry: Geometry, grasp: jax.Array, with_wrist: bool = False) -> jax.Array:
     """float32[N, 2] in 0..1: height over rest, full at 6 cm, counted while the object is held.
 
-    With `with_wrist` it is counted as far as the point near the wrist has risen, too: from 6 cm under where it is in a nominal
+    With `with_wrist` it is counted as far as the point near the wrist has risen, too: from 12 cm under where it is in a nominal
     grip to 6 cm over that. The quickest way to lift is to bend the wrist up, to its limit, from where policies found no way to
-    the other arm (experiment 32): shoulder and elbow are to lift (experiment 35). From 6 cm under, since hands come down with
-    the wrist as low as 5 cm under, and their first centimetres up are to be paid, too (experiment 45).
+    the other arm (experiment 32): shoulder and elbow are to lift (experiment 35). From 12 cm under, since hands come down with
+    the wrist as low as 5 cm under, and lift by bending it with the wrist at 9; from both the next centimetre up is to be paid
+    (experiments 45 to 47).
     """
     rest = jnp.array(OBJECT_REST_HEIGHT)[None]
     lifted = jnp.clip((geometry.position[..., 2] - rest) / 0.06, 0.0, 1.0) * grasp
     if with_wrist:
         raised = _wrist(geometry)[..., 2] - (rest + NOMINAL_GRIP[1] + WRIST * APPROACH[2])
-        lifted = lifted * jnp.clip((raised + 0.06) / 0.12, 0.0, 1.0)
+        lifted = lifted * jnp.clip((raised + 0.12) / 0.18, 0.0, 1.0)
     return lifted
 
 
