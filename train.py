@@ -1,12 +1,14 @@
 """Train a policy: `uv run train.py --help`."""
 
+import signal
 import sys
 from pathlib import Path
 
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it as any program, without the traceback of some import
+
 from aloha_jax import startup
 
-if __name__ == "__main__":
-    startup.end_at_once_when_interrupted()
 startup.require_opengl()
 startup.remember_compilations()
 

@@ -8,6 +8,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+import aloha_jax.startup  # noqa: F401 - first: it notes when the program began
 from aloha_jax.gym import register
 
 if TYPE_CHECKING:

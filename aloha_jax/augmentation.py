@@ -21,7 +21,7 @@ def random_shift(pixels: jax.Array, key: jax.Array, most: int) -> jax.Array:
 
 
 def color_jitter(pixels: jax.Array, key: jax.Array, strength: float) -> jax.Array:
-    """Pictures uint8[N, H, W, 3], brightness and then contrast of each times a factor in 1 +- `strength`, as torchvision does."""
+    """Pictures uint8[N, H, W, 3], brightness and then contrast of each times a factor in 1 +- `strength`."""
     brightness, contrast = 1 + strength * jax.random.uniform(key, (2, len(pixels), 1, 1, 1), minval=-1.0)
     x = brightness * pixels.astype(jnp.float32)
     mean = x.mean(axis=(1, 2, 3), keepdims=True)

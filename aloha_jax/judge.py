@@ -1,8 +1,10 @@
 """The judge: the original gym_aloha environment, with its physics, its frames and its reward, driven by a policy."""
 
+import contextlib
 import itertools
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -178,9 +180,8 @@ def gym_aloha_episodes(
     """Episodes in `gym_aloha/AlohaInsertion-v0`, in the order of the seeds; frames are kept of the first `keep_frames`."""
     tasks = [(seed, i < keep_frames) for i, seed in enumerate(seeds)]
     if min(num_workers, len(seeds)) <= 1:
-        judge = Judge(policy, stochastic, condition)
-        yield from itertools.starmap(judge.episode, tasks)
-        judge.close()
+        with contextlib.closing(Judge(policy, stochastic, condition)) as judge:
+            yield from itertools.starmap(judge.episode, tasks)
         return
     weights = jax.device_get((policy.params, policy.stats))
     # Not forked: that is unsafe beside JAX's threads.
@@ -202,6 +203,8 @@ def _appoint(config: Config, params: Any, stats: Any, stochastic: bool, conditio
     if platform == "cpu":
         jax.config.update("jax_platforms", platform)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all of them: no episode is played to its end
     _appointed = Judge(Policy(config, params, stats), stochastic, condition)
 
 

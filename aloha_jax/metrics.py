@@ -56,6 +56,7 @@ class CsvFile:
 
     Attributes:
         last_env_steps: of the newest row; -1 if there is none.
+        kept: the rows of an older file.
     """
 
     def __init__(self, path: Path, last_env_steps: int = 0):
@@ -63,6 +64,7 @@ class CsvFile:
         self._path = path
         self._columns: list[str] | None = None
         self.last_env_steps = -1
+        self.kept: list[dict[str, str]] = []
         if path.exists():
             with path.open(newline="", errors="replace") as file:
                 header, *rows = list(csv.reader(line for line in file if line.endswith("\n"))) or [[]]
@@ -75,6 +77,7 @@ class CsvFile:
             unfinished.replace(path)
             self._columns = header or None
             self.last_env_steps = int(rows[-1][0]) if rows else -1
+            self.kept = [dict(zip(header, row, strict=True)) for row in rows]
 
     def append(self, row: Mapping[str, Any]) -> None:
         fresh = self._columns is None
@@ -181,6 +184,11 @@ class MetricsLogger:
     def last_evaluation(self) -> int:
         """Environment steps of the newest evaluation, -1 if there is none."""
         return self._evaluations_csv.last_env_steps
+
+    @property
+    def earlier_evaluations(self) -> list[dict[str, str]]:
+        """Rows of `evaluations.csv` that earlier processes of the same run left."""
+        return self._evaluations_csv.kept
 
     def log_update(self, env_steps: int, metrics: Mapping[str, Any], finished: float | None = None) -> dict[str, float]:
         """Record one update's metrics, given as host scalars; returns the scalars by tag.

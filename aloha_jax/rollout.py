@@ -116,7 +116,7 @@ class Collector:
     def _outcome(self, decision: Decision, after: EnvState) -> Any:
         """The transition, the vectors it was decided by, and sums over the episodes that ended in it."""
         d = decision
-        # Only truncated episodes need the value of where they ended, and most steps truncate none.
+        # Only truncated episodes need the value of where they ended; once episodes end in success, most steps truncate none.
         final_value = jax.lax.cond(
             after.truncated.any(),
             lambda: self._value_of(after.final_obs, after.final_privileged),

@@ -71,6 +71,10 @@ class Run:
         # Restored arrays are committed to a device, fresh ones are not: a mixture would compile `train_step` twice.
         self.state = jax.device_put(self.state, jax.devices()[0])
         self.logger = MetricsLogger(directory, config.total_timesteps, self.env_steps, quiet, records)
+        # An evaluation that was made up for has its row, and its policy is `best_model`, but no checkpoint came after it.
+        columns = ("success_rate", "mean_max_reward", "mean_train_reward")
+        for row in self.logger.earlier_evaluations:
+            self.best_score = max(self.best_score, score(config.eval_episodes, *(float(row[name]) for name in columns)))
 
     @property
     def env_steps(self) -> int:

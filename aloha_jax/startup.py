@@ -13,7 +13,7 @@ _STARTED = time.monotonic()
 
 
 def seconds_since_start() -> float:
-    """Seconds since this module was imported, which the entry points do first."""
+    """Seconds since this module was imported, which the package does first."""
     return time.monotonic() - _STARTED
 
 
@@ -35,14 +35,8 @@ def container_limit(name: str) -> tuple[int | None, ...]:
         return ()
 
 
-def end_at_once_when_interrupted() -> None:
-    """From now on Ctrl-C ends the process as that of any program, without the traceback of some import."""
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def raise_when_interrupted() -> None:
-    """From now on Ctrl-C raises `KeyboardInterrupt` again."""
+    """From now on Ctrl-C raises `KeyboardInterrupt` again, if the entry point made it end the process."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

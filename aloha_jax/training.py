@@ -143,13 +143,14 @@ def _learn(
     apply: Any = functools.partial(network.apply, method="with_state_error") if config.state_coef else network.apply
     distill = _linear(config, run.update, config.distill_coef, config.distill_coef_final)
     coef = Coefficients(config.ppo_coef, distill, config.state_coef)
+    learning_rate = opt_state.hyperparams["learning_rate"]
     params, opt_state, metrics = ppo.update(run.params, opt_state, batch, key, apply, optimizer, hp, coef)
     if config.lr_schedule == "adaptive":
         assert config.target_kl is not None  # Config.validate
         opt_state = _adapt(opt_state, metrics["approx_kl"], config.target_kl)
     params = _cap_log_std(config, params, run.update + 1)
     stats = {name: _updated(stats, vectors[name]) for name, stats in run.stats.items()}
-    metrics |= episodes | {"learning_rate": opt_state.hyperparams["learning_rate"]}
+    metrics |= episodes | {"learning_rate": learning_rate}
     average = _averaged(config, run, params)
     return RunState(params, opt_state, stats, run.env, run.key, run.update + 1, average), metrics
 

@@ -1,6 +1,7 @@
 """A whole run, as `train.py` does it: what it leaves behind, how it goes on, and what it must not lose."""
 
 import contextlib
+import csv
 import dataclasses
 import functools
 import json
@@ -84,7 +85,7 @@ def test_a_run_that_lost_its_last_checkpoint_goes_on_from_the_one_before(
 
     [(env_steps, best_score)] = begun_at
     assert env_steps == 128
-    assert best_score > -1  # that of the evaluations so far, not of none
+    assert best_score == max(scores(resumable, up_to=128))
     assert steps[0].compilations == 1
     assert {path.name for path in (resumable / "checkpoints").iterdir() if path.name.isdigit()} >= {"128", "192", "256"}
     for model in ("", "final_model"):
@@ -93,6 +94,32 @@ def test_a_run_that_lost_its_last_checkpoint_goes_on_from_the_one_before(
     for file, first in (("progress.csv", 64), ("eval/evaluations.csv", 0)):
         lines = (resumable / file).read_text().splitlines()[1:]
         assert [int(line.split(",")[0]) for line in lines] == list(range(first, 257, 64)), file
+
+
+def scores(directory: Path, up_to: int) -> list[float]:
+    """Of the run's evaluations at most so many steps after its start."""
+    with (directory / "eval" / "evaluations.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["env_steps"]) <= up_to]
+    columns = ("success_rate", "mean_max_reward", "mean_train_reward")
+    episodes = Config.load(directory / "config.json").eval_episodes
+    return [run.score(episodes, *(float(row[name]) for name in columns)) for row in rows]
+
+
+def test_the_best_evaluation_is_remembered_even_if_no_checkpoint_came_after_it(resumable: Path) -> None:
+    """As that of one that a signal ended and the next process made up for: its row is there, and its policy is `best_model`."""
+    evaluations = resumable / "eval" / "evaluations.csv"
+    with evaluations.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    rows[-1]["success_rate"] = "1.0"
+    with evaluations.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    best = (resumable / "best_model" / "policy.sha256").read_bytes()
+    train.main(["--resume", str(resumable), "--device", "cpu", "--total-timesteps", "256"])
+    assert max(scores(resumable, up_to=192)) > 0.9
+    assert scores(resumable, up_to=256)[-1] < 0.9
+    assert (resumable / "best_model" / "policy.sha256").read_bytes() == best
 
 
 def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:
