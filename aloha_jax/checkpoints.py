@@ -37,7 +37,7 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 # After the first array that cannot be read, Orbax abandons the others, whose errors asyncio would print.
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
-RUN_FORMAT = 6  # of what a run goes on from; to be raised with every change of `RunState`. Policies have config.FORMAT_VERSION.
+RUN_FORMAT = 7  # of what a run goes on from; to be raised with every change of `RunState`. Policies have config.FORMAT_VERSION.
 DIGEST = "policy.sha256"  # in a model directory
 TRASH = ".deleted"  # in `checkpoints`
 
@@ -244,12 +244,12 @@ def with_teachers_grip(config: Config) -> Config:
     """`config` with its teacher's `grip_tolerance` unless it has its own: the teacher observes the grip measured by it.
 
     Raises:
-        CheckpointError, ConfigError: as `load_teacher`.
+        CheckpointError, ConfigError: as `load_teacher`, or the two do not go together.
     """
     teacher = load_teacher(config)
     if teacher is None or config.grip_tolerance is not None:
         return config
-    return dataclasses.replace(config, grip_tolerance=teacher.config.grip_tolerance)
+    return dataclasses.replace(config, grip_tolerance=teacher.config.grip_tolerance).validate()
 
 
 # What decides the shapes of parameters and of the statistics of observations.

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from aloha_jax.typed_json import typed
 
 FORMAT_VERSION = 1  # of config.json and of checkpoints
+RETIRED = frozenset({"carry"})  # settings of earlier versions that a policy can do without
 
 NATURE_CNN = ((32, 8, 4), (64, 4, 2), (64, 3, 1))  # features, kernel, stride: Mnih et al. 2015, as in Stable-Baselines3
 
@@ -89,9 +90,6 @@ class Config:
     """Metres; a hold that far from the nominal grip counts for little. None: in full, or with --teacher as the teacher had it."""
     grip_height_tolerance: float | None = None
     """Metres; lifting pays half where an object is held that far over or under where fingers on the table take it. None: all."""
-    carry: float = 0.0
-    """What the dense reward pays for bringing a lifted object, level and facing the other arm, to where the two meet; above 0, it
-    also asks hands to open, squeeze, come from above and lift with shoulder and elbow, and pays no levels 2, 3."""
     engine: Literal["auto", "c", "mjx"] = "auto"
     """Physics: C MuJoCo on CPU threads (auto, on every machine), or MJX on the accelerator."""
     impl: Literal["auto", "jax", "warp"] = "auto"
@@ -245,7 +243,7 @@ class Config:
             _require(0 <= getattr(self, name) <= 1, name, "must lie in 0..1", getattr(self, name))
         for name in ("eval_episodes", "final_eval_episodes"):
             _require(getattr(self, name) <= MAX_EPISODES, name, f"must be at most {MAX_EPISODES}", getattr(self, name))
-        costs = ("ent_coef", "vf_coef", "ppo_coef", "distill_coef", "state_coef", "action_cost", "action_change_cost", "carry")
+        costs = ("ent_coef", "vf_coef", "ppo_coef", "distill_coef", "state_coef", "action_cost", "action_change_cost")
         for name in (*costs, "final_eval_episodes"):
             _require(0 <= getattr(self, name) < float("inf"), name, "must not be negative", getattr(self, name))
         for name, value in vars(self).items():  # JAX counts in 32 bits
@@ -275,10 +273,9 @@ class Config:
         return self
 
     def _validate_task(self) -> None:
-        height, delta = self.grip_height_tolerance, self.action == "delta"
+        height = self.grip_height_tolerance
         other = "must be None with --grip-tolerance, which asks for another height"
         _require(height is None or self.grip_tolerance is None, "grip_height_tolerance", other, height)
-        _require(delta or not self.carry, "carry", "must be 0 with --action absolute: it is for delta actions", self.carry)
         _require(0 <= self.start_share <= 1, "start_share", "must lie in 0..1", self.start_share)
         _require(0 <= self.start_yaw <= 180, "start_yaw", "must lie in 0..180 degrees", self.start_yaw)
         apart = f"must lie in 0..{MAX_START_SHIFT} m, or peg and socket might start in each other"
@@ -372,6 +369,7 @@ class Config:
         if version != FORMAT_VERSION:
             raise ConfigError(f"{source} has format version {version}; this program reads version {FORMAT_VERSION}")
         hints = typing.get_type_hints(cls)
+        values = {name: value for name, value in values.items() if name not in RETIRED}
         unknown = sorted(set(values) - set(hints))
         if unknown:
             raise ConfigError(f"{source} has unknown settings: {', '.join(unknown)}")

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from aloha_jax import history, starts
-from aloha_jax.actions import delta_target, target_limits
+from aloha_jax.actions import DELTA_SCALE, delta_target, target_limits
 from aloha_jax.config import MAX_CAMERA_SHIFT, Config
 from aloha_jax.engines import Engine, Physics, make_engine
 from aloha_jax.env_state import EnvState, Episode, Moment, Observation
@@ -137,7 +137,9 @@ class Env:
         terminated = ((level == self.task.num_levels) | lost) & ~invalid
         clock = state.clock + 1
         truncated = ((clock >= self.episode_length) | invalid) & ~terminated
-        arm_reward, progress = self._reward(state, physics, level, lost, action)
+        # An absolute action costs what the change does that it asks for.
+        change = action if self.action == "delta" else (action - state.target) / jnp.array(DELTA_SCALE)[None]
+        arm_reward, progress = self._reward(state, physics, level, lost, change)
         arm_reward = jnp.where(invalid[:, None], 0.0, arm_reward)
         progress = _choose(invalid, state.progress, progress)
         reward = arm_reward.sum(axis=1)
@@ -237,10 +239,10 @@ class Env:
         return after, Moment(physics, target, privileged, memory, camera), before
 
     def _reward(
-        self, state: EnvState, physics: Physics, level: jax.Array, lost: jax.Array, action: jax.Array
+        self, state: EnvState, physics: Physics, level: jax.Array, lost: jax.Array, change: jax.Array
     ) -> tuple[jax.Array, Progress]:
         """Reward per arm float32[N, 2] and the episode's progress."""
-        dense, progress = self.task.dense(physics, state.progress, level, lost, action)
+        dense, progress = self.task.dense(physics, state.progress, level, lost, change)
         if self.reward == "dense":
             return dense, progress
         reward = level.astype(jnp.float32)

@@ -26,7 +26,7 @@ class Episode(NamedTuple):
 
 
 class EnvState(NamedTuple):
-    """N worlds after a step. The world axis leads every array.
+    """N worlds after a step. The world axis leads every array but those of `archive`, which all worlds share.
 
     After `terminated` or `truncated`, `physics`, `obs` and `privileged` already belong to the next episode (autoreset), while
     `level`, `reward`, `episode` and everything called `final_` belong to the step just taken.

@@ -26,6 +26,7 @@ _STATE = Config(
     advantage_bins=8,  # what is at stake grows tenfold along an episode (experiment 16)
     gamma=0.985,
     episode_length=120,
+    grip_tolerance=0.008,  # a grip that is always the same: joints then say how an object lies in the hand (experiment 38)
     start_states="expert",
     start_share=0.3,  # of more, the critic's errors far along drown what reaching earns (experiment 14)
     total_timesteps=2_500_000,
@@ -39,6 +40,7 @@ _STATE = Config(
 _PIXELS = dataclasses.replace(
     _STATE,
     preset="pixels",
+    grip_tolerance=None,
     obs="pixels_agent_pos",
     observe_target=True,
     # Whoever holds an object knows from where its joints were at the grasp how it lies in the hand.
@@ -82,7 +84,6 @@ _PIXELS_PPO = dataclasses.replace(
     distill_coef=0.0,
     teacher_mix=0.0,
     state_coef=1.0,
-    carry=4.0,
     log_std_init=-0.7,
     log_std_final=-2.0,
     n_steps=32,
@@ -114,17 +115,14 @@ _PIXELS_POLISH = dataclasses.replace(
 
 PRESETS: dict[str, Config] = {
     "state": _STATE,
-    # Nothing of the scripted expert: what its states show, a potential has to say.
+    # Nothing of the scripted expert.
     "scratch": dataclasses.replace(
         _STATE,
         preset="scratch",
         start_states="task",
-        carry=4.0,
-        grip_tolerance=0.008,  # a grip that is always the same: joints then say how an object lies in the hand (experiment 38)
         advantage_bins=1,  # no episode starts far along (experiment 16)
     ),
-    # The second stage of `state` (of `scratch` with its --start-states, --carry and --advantage-bins): the judge's physics, and
-    # smoother.
+    # The second stage of both: the judge's physics, and smoother.
     "polish": dataclasses.replace(
         _STATE,
         preset="polish",
@@ -137,7 +135,8 @@ PRESETS: dict[str, Config] = {
         episode_length=150,
         action_cost=0.02,
         action_change_cost=0.03,
-        grip_tolerance=0.008,
+        start_states="task",
+        advantage_bins=1,
         total_timesteps=500_000,
     ),
     "pixels": _PIXELS,

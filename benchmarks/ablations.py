@@ -77,8 +77,6 @@ ABLATIONS: dict[str, Ablation] = {
     "state-task-starts": Ablation("state", "no expert states", ("--start-states", "task")),
     "state-one-bin": Ablation("state", "advantages whitened all together", ("--advantage-bins", "1")),
     "state-half": Ablation("state", "half of the episodes from expert states", ("--start-share", "0.5")),
-    "state-carry": Ablation("state", "paid for carrying to the meeting point, too", ("--carry", "4")),
-    "state-carry-task-starts": Ablation("state", "the same without expert states", ("--start-states", "task", "--carry", "4")),
     "state-average": Ablation("state", "a running average is judged", ("--average-decay", "0.98")),
     # Where the guide, which sees pixels, has nothing to say: observations are whitened and physics is cheap as in the recipe, and
     # its rollouts of 8192 steps come from 64 worlds instead of 4, which is several times as fast.

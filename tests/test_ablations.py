@@ -31,8 +31,6 @@ CHANGES = {
     "state-task-starts": {"start_states": "task"},
     "state-one-bin": {"advantage_bins": 1},
     "state-half": {"start_share": 0.5},
-    "state-carry": {"carry": 4.0},
-    "state-carry-task-starts": {"carry": 4.0, "start_states": "task"},
     "state-average": {"average_decay": 0.98},
     "pixels": {},
     "pixels-64x64": {"crop": None, "image_height": 64, "image_width": 64},

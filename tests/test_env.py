@@ -467,23 +467,28 @@ def test_sparse_and_shaped_rewards(reward: str, expected: list[float]) -> None:
     assert not states.reward[:, 1:].any()
 
 
-def test_dense_reward_is_the_tasks() -> None:
-    shared, start = scripted("dense"), with_script([[0, 1, 2], [2, 3, 2], [0, 4, 0]])
+@pytest.mark.parametrize("kind", ["absolute", "delta"])
+def test_dense_reward_is_the_tasks(kind: str) -> None:
+    """An absolute action costs what the change of target costs that it asks for."""
+    shared, start = scripted("dense", kind), with_script([[0, 0, 1], [2, 3, 2], [0, 4, 0]])
     task, dense = shared.env.task, jax.jit(shared.env.task.dense)
     actions = np.random.default_rng(0).normal(size=(3, NUM_ENVS, 14)).astype(np.float32)
     states = shared.run(start, actions)
+    before = np.concatenate([start.target[None], states.target[:2]])
+    unit = np.array(([0.04] * 6 + [0.15]) * 2)
+    changes = actions if kind == "delta" else ((actions - before) / unit).astype(np.float32)
     physics, progress = start.physics, start.progress
-    for t, action in enumerate(actions[:2]):
-        physics = shared.env.engine.step(physics, jnp.asarray(action))
+    for t, change in enumerate(changes[:2]):
+        physics = shared.env.engine.step(physics, states.target[t])
         level = task.level(physics)
-        assert level.tolist() == [[0, 2, 0], [1, 3, 4]][t]
-        expected, progress = dense(physics, progress, level, jnp.zeros(NUM_ENVS, bool), jnp.asarray(action))
-        np.testing.assert_allclose(states.arm_reward[t], expected, atol=1e-6)
-        np.testing.assert_allclose(states.reward[t], expected.sum(axis=1), atol=1e-6)
+        assert level.tolist() == [[0, 2, 0], [0, 3, 4]][t]
+        expected, progress = dense(physics, progress, level, jnp.zeros(NUM_ENVS, bool), jnp.asarray(change))
+        np.testing.assert_allclose(states.arm_reward[t], expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(states.reward[t], expected.sum(axis=1), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(states.terminated, [[0, 0, 0], [0, 0, 1], [0, 0, 0]])
-    # What the dense reward remembers of the ended episode is gone: level 1, 2, 3 paid (2.5), level 0 not.
-    effort = 0.0005 * np.square(actions[2]).sum(axis=1)
-    np.testing.assert_allclose(states.reward[2], [1.0, 0, 0] - 0.5 * effort, atol=1e-5)
+    # Level 1 pays; what the dense reward remembers of the ended episode is gone.
+    effort = 0.0005 * np.square(changes[2]).sum(axis=1)
+    np.testing.assert_allclose(states.reward[2], [0.5, 0, 0] - 0.5 * effort, rtol=1e-5, atol=1e-5)
 
 
 def posed(world: int, height: float) -> np.ndarray:

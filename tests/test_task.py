@@ -267,14 +267,16 @@ def effort_of(actions: np.ndarray) -> np.ndarray:
     return (0.0005 * np.square(actions) + 0.01 * np.square(changes)).sum(axis=0).reshape(-1, 2, 7).sum(axis=2)
 
 
-def test_dense_reward_of_an_episode_telescopes(expert_replay: Replay) -> None:
+def test_dense_reward_of_an_episode_telescopes(task: Insertion, expert_replay: Replay) -> None:
     potential = expert_replay.progress.potential
-    # Every level reached, each paid once; the expert's peg is straight to a degree, of the 20 that cost 6.
-    bonus = 0.5 + 1 + 1 + 10
+    # Levels 1 and 4, each paid once.
+    physics, progress = flat(expert_replay)
+    inserting = per_step(potentials.success_bonus(task.geometry(physics), progress.potential))
+    first = (expert_replay.level == 4).argmax(axis=0)
+    bonus = 0.5 + inserting[first, np.arange(len(SEEDS))]
+    assert (bonus > 30).all()  # of 35: the expert's peg is straight to a degree
     expected = 0.5 * (potential[-1] - potential[0] + bonus - effort_of(PLANS))
-    earned = expert_replay.reward.sum(axis=0)
-    assert (earned < expected).all()
-    np.testing.assert_allclose(earned, expected, atol=0.5 * 6 / 10)
+    np.testing.assert_allclose(expert_replay.reward.sum(axis=0), expected, atol=1e-3)
     assert (expert_replay.level.max(axis=0) == 4).all()
     np.testing.assert_array_equal(expert_replay.progress.best_level, np.maximum.accumulate(expert_replay.level))
 
@@ -302,10 +304,9 @@ def test_a_grip_counts_the_less_the_farther_it_is_from_the_nominal_one(expert_re
     np.testing.assert_array_equal(plain._holds(displaced, touch), held)
 
 
-@pytest.mark.parametrize("carry", [0.0, 4.0])
 @pytest.mark.parametrize(("higher", "counted"), [(0.0, 1.0), (0.01, 0.5), (-0.01, 0.5), (0.02, 0.2)])
 def test_a_grip_counts_half_a_tolerance_over_where_the_table_would_make_it(
-    task: Insertion, expert_replay: Replay, carry: float, higher: float, counted: float
+    task: Insertion, expert_replay: Replay, higher: float, counted: float
 ) -> None:
     """Fingertips 11 mm over the table, the centres of socket and peg at 22 and 10; then all of it lifted and turned."""
     physics, progress = at_step(expert_replay, STAGE_ENDS["carry"])
@@ -317,11 +318,10 @@ def test_a_grip_counts_half_a_tolerance_over_where_the_table_would_make_it(
     np.testing.assert_allclose(potentials.likeness(held, 0.01), counted, rtol=1e-4)
 
     def paid(tolerance: float | None) -> jax.Array:
-        shaping = Shaping(carry=carry, grip_height_tolerance=tolerance)
-        return potentials.total(shaping, held, grasp, jnp.ones_like(grasp))
+        return potentials.total(Shaping(grip_height_tolerance=tolerance), held, grasp, jnp.ones_like(grasp))
 
-    nothing = potentials.total(Shaping(carry=carry), held, jnp.zeros_like(grasp), jnp.ones_like(grasp))
-    held_itself = (0.5 * (potentials.hold(held, grasp) + grasp)) if carry else grasp
+    nothing = potentials.total(Shaping(), held, jnp.zeros_like(grasp), jnp.ones_like(grasp))
+    held_itself = 0.5 * (potentials.hold(held, grasp) + grasp)
     # All but reaching and grasping is in proportion to it.
     np.testing.assert_allclose(
         paid(0.01) - nothing - held_itself, counted * (paid(None) - nothing - held_itself), rtol=1e-3, atol=1e-4
@@ -343,7 +343,7 @@ def test_an_object_tilted_by_17_degrees_is_half_lifted(
         np.testing.assert_allclose(potentials.levelness(turned), level, atol=1e-4)
 
 
-def test_who_is_to_carry_reaches_from_above(task: Insertion, expert_replay: Replay) -> None:
+def test_hands_reach_from_above(task: Insertion, expert_replay: Replay) -> None:
     physics, _ = at_step(expert_replay, STAGE_ENDS["close"])
     geometry = task.geometry(physics)
     # Fingertips where they should be; the hand 45 degrees down along the object, then turned up to be level.
@@ -354,12 +354,11 @@ def test_who_is_to_carry_reaches_from_above(task: Insertion, expert_replay: Repl
     down = jnp.array([[half, 0.0, half], [0.0, 1.0, 0.0], [-half, 0.0, half]])
     squeezing = jnp.zeros_like(geometry.off_centre)
     there = geometry._replace(fingertips=tips, gripper=geometry.rotation @ down, off_centre=squeezing)
-    np.testing.assert_allclose(potentials.reach(there, with_wrist=True), 1.0, atol=1e-3)
+    np.testing.assert_allclose(potentials.reach(there), 1.0, atol=1e-3)
     level = there._replace(gripper=geometry.rotation)
-    np.testing.assert_allclose(potentials.reach(level), 1.0, atol=1e-3)
     distance = 0.2 * 2 * np.sin(np.radians(22.5)) / 3  # one of three points is off, by a chord of 45 degrees
     expected = 1 - 0.5 * np.tanh(4 * distance) - 0.5 * np.tanh(20 * distance)
-    np.testing.assert_allclose(potentials.reach(level, with_wrist=True), expected, atol=1e-3)
+    np.testing.assert_allclose(potentials.reach(level), expected, atol=1e-3)
 
 
 @pytest.mark.parametrize("arm", ["left", "right"])
@@ -379,8 +378,7 @@ def test_fingers_that_are_pushed_aside_reach_nothing_that_the_hand_does_not(
     here, pushed = readings
     side = ("left", "right").index(arm)
     assert abs(float((pushed.fingertips - here.fingertips)[0, side, 0, 1])) > 0.019
-    np.testing.assert_allclose(potentials.reach(pushed, with_wrist=True), potentials.reach(here, with_wrist=True), atol=1e-4)
-    assert potentials.reach(pushed)[0, side] < potentials.reach(here)[0, side] - 0.05
+    np.testing.assert_allclose(potentials.reach(pushed), potentials.reach(here), atol=1e-4)
 
 
 @pytest.mark.parametrize("arm", ["left", "right"])
@@ -391,14 +389,13 @@ def test_a_hand_that_is_open_wide_reaches_as_one_that_just_fits(task: Insertion,
     fits = 2 * ((0.022, 0.010)[side] + 0.003)
     middle, towards = geometry.fingertips.mean(axis=2, keepdims=True), geometry.gripper[..., 1][:, :, None]
 
-    def reached(apart: float, with_wrist: bool = True) -> np.ndarray:
+    def reached(apart: float) -> np.ndarray:
         fingertips = middle + 0.5 * apart * jnp.concatenate([towards, -towards], axis=2)
-        return np.asarray(potentials.reach(geometry._replace(fingertips=fingertips), with_wrist)[:, side])
+        return np.asarray(potentials.reach(geometry._replace(fingertips=fingertips))[:, side])
 
     for apart in (fits + 0.002, 0.069):  # at most
         np.testing.assert_allclose(reached(apart), reached(fits), atol=1e-5)
     assert (reached(0.7 * fits) < reached(fits)).all()
-    assert (reached(0.069, with_wrist=False) < reached(fits, with_wrist=False)).all()
 
 
 @pytest.mark.parametrize(
@@ -448,7 +445,7 @@ def test_who_squeezes_an_object_holds_it_and_who_leans_against_it_does_not(
 @pytest.mark.parametrize("arm", ["left", "right"])
 def test_who_leans_is_paid_for_beginning_to_close(expert_replay: Replay, arm: str) -> None:
     """A leaning hand holds little, and closing does not change that at once; half of what it touches counts all the same."""
-    carrying = make_task("insertion", scene.make_scene(physics="exact"), Shaping(carry=4.0, action_cost=0.0))
+    free = make_task("insertion", scene.make_scene(physics="exact"), Shaping(action_cost=0.0))
     physics, progress = at_step(expert_replay, STAGE_ENDS["close"])
     side = ("left", "right").index(arm)
     fingers = slice(FINGER_QPOS[arm], FINGER_QPOS[arm] + 2)
@@ -457,7 +454,7 @@ def test_who_leans_is_paid_for_beginning_to_close(expert_replay: Replay, arm: st
     earned, squeezes = [], []
     for told in (1.0, 0.0, -0.15, -0.3, -1.0):
         action = jnp.zeros((len(SEEDS), 2, 7)).at[:, side, -1].set(told).reshape(-1, 14)
-        reward, after = carrying.dense(leaning, progress, jnp.zeros(len(SEEDS), jnp.int32), jnp.zeros(len(SEEDS), bool), action)
+        reward, after = free.dense(leaning, progress, jnp.zeros(len(SEEDS), jnp.int32), jnp.zeros(len(SEEDS), bool), action)
         earned.append(np.asarray(reward))
         squeezes.append(np.asarray(after.squeeze))
     squeeze, grasp = np.stack(squeezes), np.asarray(after.grasp)
@@ -468,17 +465,17 @@ def test_who_leans_is_paid_for_beginning_to_close(expert_replay: Replay, arm: st
     assert (more[-1, :, side] > 0.02).all()
 
 
-def test_with_carry_who_starts_in_the_middle_keeps_what_it_holds_by_closing(expert_replay: Replay) -> None:
+def test_who_starts_in_the_middle_keeps_what_it_holds_by_closing(expert_replay: Replay) -> None:
     """It is taken to squeeze what it holds, which is not paid, and letting go of that costs."""
-    carrying = make_task("insertion", scene.make_scene(physics="exact"), Shaping(carry=4.0, action_cost=0.0))
+    free = make_task("insertion", scene.make_scene(physics="exact"), Shaping(action_cost=0.0))
     physics, _ = at_step(expert_replay, STAGE_ENDS["carry"])
-    start = carrying.start_progress(physics)
+    start = free.start_progress(physics)
     assert (start.grasp == 1).all()
     worlds = len(SEEDS)
     for told, fined in ((-1.0, 0.0), (-0.3, 0.0), (0.0, 0.2 * 0.5 * 0.5), (1.0, 0.2 * 0.5 * 0.5)):
         action = jnp.zeros((worlds, 2, 7)).at[..., -1].set(told).reshape(-1, 14)
-        level = carrying.level(physics)
-        reward, after = carrying.dense(physics, start, level, jnp.zeros(worlds, bool), action)
+        level = free.level(physics)
+        reward, after = free.dense(physics, start, level, jnp.zeros(worlds, bool), action)
         np.testing.assert_allclose(reward, jnp.full((worlds, 2), -fined), atol=1e-5)
         np.testing.assert_allclose(after.squeeze, 1.0 - 4 * fined, atol=1e-6)
 
@@ -495,7 +492,7 @@ def test_with_carry_who_starts_in_the_middle_keeps_what_it_holds_by_closing(expe
         (0.06, -45.0, 0.0),
     ],
 )
-def test_who_is_to_carry_lifts_the_wrist_as_well(
+def test_the_wrist_is_to_be_lifted_as_well(
     task: Insertion, expert_replay: Replay, raised: float, degrees: float, lifted: float
 ) -> None:
     """The hand, `degrees` down, holds an object that is `raised` metres over its rest.
@@ -515,26 +512,21 @@ def test_who_is_to_carry_lifts_the_wrist_as_well(
         position=geometry.position.at[..., 2].set(rest + raised),
     )
     grasp = jnp.broadcast_to(jnp.array([1.0, 0.5]), tips.shape[:2])
-    np.testing.assert_allclose(potentials.lift(held, grasp, with_wrist=True), lifted * grasp, atol=1e-3)
-    np.testing.assert_allclose(potentials.lift(held, grasp), min(raised / 0.06, 1.0) * grasp, atol=1e-3)
+    np.testing.assert_allclose(potentials.lift(held, grasp), lifted * grasp, atol=1e-3)
+    np.testing.assert_allclose(potentials.raised(held), min(raised / 0.06, 1.0), atol=1e-3)
 
 
 def test_carrying_pays_for_an_object_that_is_level_and_where_the_arms_meet(task: Insertion, expert_replay: Replay) -> None:
     physics, progress = at_step(expert_replay, STAGE_ENDS["carry"])
     geometry = task.geometry(physics)
-    reached = potentials.reach(geometry, with_wrist=True)
     held = potentials.hold(geometry, progress.grasp)
-    lift = potentials.lift(geometry, held, with_wrist=True) * potentials.levelness(geometry)
-    near = 0.7 * reached + 0.3 * potentials.opening(geometry)
+    lift = potentials.lift(geometry, held) * potentials.levelness(geometry)
+    near = 0.7 * potentials.reach(geometry) + 0.3 * potentials.opening(geometry)
     squeeze = jnp.array([[0.0, 0.7]])
     grasp = 0.5 * held + 0.5 * squeeze * progress.grasp
     expected = near + grasp + 3.0 * lift + potentials.join(geometry, lift)[:, None]
-    paid = potentials.total(Shaping(carry=4.0), geometry, progress.grasp, squeeze)
+    paid = potentials.total(Shaping(), geometry, progress.grasp, squeeze)
     np.testing.assert_allclose(paid, expected + 4.0 * lift * potentials.carry(geometry), atol=1e-4)
-    unpaid = potentials.total(Shaping(), geometry, progress.grasp, squeeze)
-    lift = potentials.lift(geometry, progress.grasp)
-    expected = potentials.reach(geometry) + progress.grasp + 3.0 * lift + potentials.mate(geometry, lift)[:, None]
-    np.testing.assert_allclose(unpaid, expected, atol=1e-4)
     # Moved to the end of the line on which they meet, then turned about the vertical by a quarter: both ends 6 cm * sqrt(2) away.
     there = geometry._replace(
         position=jnp.broadcast_to(jnp.array([MEETING_X[1], 0.0, 0.13]), geometry.position.shape),
@@ -606,15 +598,11 @@ WAYS = {  # (depth, lateral error) from one to the other, in millimetres
 def test_no_step_of_joining_costs_anything(task: Insertion, expert_replay: Replay, way: str) -> None:
     physics, _ = at_step(expert_replay, STAGE_ENDS["carry"])
     geometry = jax.tree.map(lambda x: x[:1], task.geometry(physics))
-    lifted = jnp.ones((1, 2))
-    paid: dict[str, list[float]] = {"join": [], "mate": []}
-    for depth, lateral in np.linspace(*WAYS[way], 36):
-        joined = joined_by(geometry, depth, lateral)
-        paid["join"].append(float(potentials.join(joined, lifted)[0]))
-        paid["mate"].append(float(potentials.mate(joined, lifted)[0]))
-    assert (np.diff(paid["join"]) > 0).all()
-    if way == "aligning before the mouth":  # which is why there is `join`
-        assert max(paid["mate"]) > paid["mate"][-1] + 1
+    paid = [
+        float(potentials.join(joined_by(geometry, depth, lateral), jnp.ones((1, 2)))[0])
+        for depth, lateral in np.linspace(*WAYS[way], 36)
+    ]
+    assert (np.diff(paid) > 0).all()
 
 
 def test_actions_cost_what_they_are_said_to_cost(expert_replay: Replay) -> None:
@@ -635,9 +623,9 @@ def test_actions_cost_what_they_are_said_to_cost(expert_replay: Replay) -> None:
 def test_each_term_rises_in_its_phase(task: Insertion, expert_replay: Replay) -> None:
     physics, progress = flat(expert_replay)
     geometry = task.geometry(physics)
-    lift = potentials.lift(geometry, progress.grasp)
+    lift = potentials.lift(geometry, potentials.hold(geometry, progress.grasp)) * potentials.levelness(geometry)
     lateral, tilt, depth = (per_step(x) for x in potentials.mating_error(geometry))
-    reach, height, mate = per_step(potentials.reach(geometry)), per_step(lift), per_step(potentials.mate(geometry, lift))
+    reach, height, join = per_step(potentials.reach(geometry)), per_step(lift), per_step(potentials.join(geometry, lift))
     grasp = expert_replay.progress.grasp
     start, end = 12, STAGE_ENDS  # the objects have dropped onto the table after 12 steps
     # Reach: while the arms approach and descend, from far away to all but there.
@@ -653,12 +641,12 @@ def test_each_term_rises_in_its_phase(task: Insertion, expert_replay: Replay) ->
     assert (height[: end["descend"]] == 0).all()
     assert (height[end["close"]] < 0.1).all()
     assert (height[end["lift"] + 5] > 0.9).all()
-    # Mate: nothing on the table, alignment (6) from the carry on, insertion (2) only in its stage.
-    assert (mate[: end["descend"]] == 0).all()
-    assert (mate[end["carry"]] > mate[end["lift"]] + 0.8).all()
-    assert (mate[end["insert"]] > mate[end["carry"]] + 4).all()
-    assert (mate[end["insert"]] > 6.5).all()
-    assert (mate <= 8).all()
+    # Join: nothing on the table, alignment (6) from the carry on, insertion (8) only in its stage.
+    assert (join[: end["descend"]] == 0).all()
+    assert (join[end["carry"]] > join[end["lift"]] + 0.8).all()
+    assert (join[end["insert"]] > join[end["carry"]] + 8).all()
+    assert (join[end["insert"]] > 11).all()
+    assert (join <= 14).all()
     # What it is made of: the tip 40 mm in front of the mouth after the carry, at the pin in the end.
     np.testing.assert_allclose(depth[end["carry"]], 0.06 + expert.GAP, atol=0.005)
     np.testing.assert_allclose(depth[-1], 0.04, atol=0.001)
@@ -703,69 +691,57 @@ def test_failure_takes_back_all_potential(task: Insertion, expert_replay: Replay
     assert (reward[~failed] > -0.5).all()
     # From the start to the failure: nothing but minus what the start was worth, and the fine.
     earned = expert_replay.reward[: STAGE_ENDS["carry"]].sum(axis=0)
-    bonus = 0.5 + 1.0
+    bonus = 0.5  # level 1
     effort = effort_of(PLANS[: STAGE_ENDS["carry"]])
     expected = 0.5 * (bonus - effort - expert_replay.progress.potential[0] - 1)
     assert (expert_replay.progress.best_level[STAGE_ENDS["carry"]] == 2).all()
     np.testing.assert_allclose((earned + reward)[failed], expected[failed], atol=1e-3)
 
 
-def test_levels_pay_once(task: Insertion) -> None:
-    """0.5, 1, 1 and (the objects are parallel) 10 for levels 1 to 4, to each arm, halved; a level skipped is paid too."""
-    physics = touching(task, set())
-    progress = task.start_progress(physics)._replace(best_level=jnp.zeros(1, jnp.int32))
-    best = 0
-    for level, bonus in ((0, 0.0), (1, 0.5), (0, 0.0), (1, 0.0), (3, 2.0), (2, 0.0), (4, 10.0), (4, 0.0)):
-        reward, progress = task.dense(physics, progress, jnp.array([level]), jnp.zeros(1, bool), jnp.zeros((1, 14)))
-        np.testing.assert_allclose(reward, [[0.5 * bonus] * 2], atol=1e-6)
+def test_levels_pay_once_and_lifting_and_meeting_by_the_potential_alone(task: Insertion) -> None:
+    """Level 1 pays 0.5, to each arm, halved; 2 and 3, which a bent wrist and a push reach too, nothing; 4 little from afar."""
+    physics, no_action = touching(task, set()), jnp.zeros((1, 14))
+    start = task.start_progress(physics)._replace(best_level=jnp.zeros(1, jnp.int32))
+    part = start.potential / potentials.HIGHEST
+    assert 0.0 < part.min() <= part.max() < 0.05
+    best, progress = 0, start
+    for level, bonus in ((0, 0.0), (1, 0.5), (0, 0.0), (1, 0.0), (3, 0.0), (2, 0.0), (4, 35.0 * part), (4, 0.0)):
+        reward, progress = task.dense(physics, progress, jnp.array([level]), jnp.zeros(1, bool), no_action)
+        np.testing.assert_allclose(reward, np.broadcast_to(0.5 * bonus, (1, 2)), atol=1e-5)
         best = max(best, level)
         assert progress.best_level.tolist() == [best]
-
-
-def test_with_carry_lifting_and_meeting_pay_by_the_potential_alone(task: Insertion) -> None:
-    """Level 1 pays 0.5, to each arm, halved; 2 and 3, which a bent wrist and a push reach too, nothing; 4 little from afar."""
-    carrying = make_task("insertion", scene.make_scene(physics="exact"), Shaping(carry=4.0))
-    physics = touching(task, set())
-    progress = carrying.start_progress(physics)._replace(best_level=jnp.zeros(1, jnp.int32))
-    part = progress.potential / carrying.highest_potential
-    assert 0.0 < part.min() <= part.max() < 0.05
-    for level, bonus in ((1, 0.5), (2, 0.0), (3, 0.0), (1, 0.0), (4, 35.0 * part)):
-        reward, progress = carrying.dense(physics, progress, jnp.array([level]), jnp.zeros(1, bool), jnp.zeros((1, 14)))
-        np.testing.assert_allclose(reward, np.broadcast_to(0.5 * bonus, (1, 2)), atol=1e-5)
+    # A level that is skipped is paid, too.
+    reward, _ = task.dense(physics, start, jnp.array([4]), jnp.zeros(1, bool), no_action)
+    np.testing.assert_allclose(reward, 0.5 * (0.5 + 35.0 * part), atol=1e-5)
 
 
 @pytest.mark.parametrize(("degrees", "straight"), [(0.0, 1.0), (5.0, 1 - 3 * np.sin(np.radians(5))), (21.0, 0.0), (90.0, 0.0)])
 def test_a_straight_insertion_pays_more(task: Insertion, degrees: float, straight: float) -> None:
     physics = objects_at(task, [0.05, 0.5, 0.2], [-0.05, 0.5, 0.2], peg_yaw=np.radians(degrees))
-    np.testing.assert_allclose(what_inserting_pays(task, physics), [[0.5 * (4 + 6 * straight)] * 2], atol=1e-4)
+    paid, part = what_inserting_pays(task, physics)
+    np.testing.assert_allclose(paid, 0.5 * part * (15 + 20 * straight), rtol=1e-3)
 
 
-def test_with_carry_an_insertion_pays_as_it_was_brought_about(expert_replay: Replay) -> None:
+def test_an_insertion_pays_as_it_was_brought_about(task: Insertion, expert_replay: Replay) -> None:
     """Of 15 to 35 each arm gets as large a part as its potential is of the highest: little for pushing objects on the table."""
-    carrying = make_task("insertion", scene.make_scene(physics="exact"), Shaping(carry=4.0))
     physics, progress = at_step(expert_replay, -1)
-    geometry = carrying.geometry(physics)
-    grasp = 0.8 * progress.grasp + 0.2 * carrying.start_progress(physics).grasp
-    part = potentials.total(carrying.shaping, geometry, grasp, 0.8 * progress.squeeze) / carrying.highest_potential
-    _, tilt, _ = potentials.mating_error(geometry)
+    _, tilt, _ = potentials.mating_error(task.geometry(physics))
     straight = jnp.clip(1 - tilt / 0.04, 0, 1)[:, None]
-    paid = what_inserting_pays(carrying, physics, progress)
+    paid, part = what_inserting_pays(task, physics, progress)
     np.testing.assert_allclose(paid, 0.5 * part * (15 + 20 * straight), rtol=1e-4)
     assert paid.min() > 0.5 * 15  # the expert lifts, carries and holds straight
-
-    lying = objects_at(carrying, [-0.045, 0.5, 0.022], [0.045, 0.5, 0.022])
-    nobody = carrying.start_progress(lying)
-    assert what_inserting_pays(carrying, lying, nobody).max() < 0.5 * 2
+    lying = objects_at(task, [-0.045, 0.5, 0.022], [0.045, 0.5, 0.022])
+    assert what_inserting_pays(task, lying)[0].max() < 0.5 * 2
 
 
-def what_inserting_pays(task: Insertion, physics: Physics, progress: Progress | None = None) -> jax.Array:
-    """float32[N, 2], more than level 3 pays."""
+def what_inserting_pays(task: Insertion, physics: Physics, progress: Progress | None = None) -> tuple[jax.Array, jax.Array]:
+    """float32[N, 2] each: what level 4 pays more than level 3, and which part of the highest potential there is then."""
     worlds = len(physics.qpos)
-    progress = (progress or task.start_progress(physics))._replace(best_level=jnp.full(worlds, 3))
     failed, no_action = jnp.zeros(worlds, bool), jnp.zeros((worlds, 14))
+    progress = (progress or task.start_progress(physics))._replace(best_level=jnp.full(worlds, 3))
     nothing, _ = task.dense(physics, progress, jnp.full(worlds, 3), failed, no_action)
-    inserted, _ = task.dense(physics, progress, jnp.full(worlds, 4), failed, no_action)
-    return inserted - nothing
+    inserted, after = task.dense(physics, progress, jnp.full(worlds, 4), failed, no_action)
+    return inserted - nothing, after.potential / potentials.HIGHEST
 
 
 def test_actions_cost_their_square_and_that_of_their_change(task: Insertion, expert_replay: Replay) -> None:
@@ -776,7 +752,7 @@ def test_actions_cost_their_square_and_that_of_their_change(task: Insertion, exp
         physics, progress._replace(action=jnp.zeros((len(SEEDS), 14))), level, failed, jnp.zeros((len(SEEDS), 14))
     )
     action = np.zeros((len(SEEDS), 14), np.float32)
-    action[0, :7], action[1, 7:], action[2, 13] = 1.0, 2.0, -3.0
+    action[0, :7], action[1, 7:], action[2, 12] = 1.0, 2.0, -3.0
     paid, _ = task.dense(physics, progress, level, failed, jnp.asarray(action))
     expected = -0.5 * (0.0005 * np.array([[7, 0], [0, 28], [0, 9], [0, 0]]) + 0.01 * np.array([[7, 0], [0, 0], [0, 9], [0, 0]]))
     np.testing.assert_allclose(paid - free, expected, atol=1e-6)

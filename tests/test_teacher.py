@@ -294,5 +294,12 @@ def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(saved: 
     assert not (tmp_path / "run").exists()
 
 
-def test_resuming_needs_no_flags_for_the_teacher(saved: Path) -> None:
-    assert Config.from_json(dataclasses.replace(STUDENT, teacher=str(saved)).to_json()).teacher == str(saved)
+def test_a_teachers_grip_that_the_run_cannot_have_is_refused_before_anything_is_written(teacher: Policy, tmp_path: Path) -> None:
+    strict = Policy(dataclasses.replace(teacher.config, grip_tolerance=0.006), teacher.params, teacher.stats)
+    checkpoints.save_model(tmp_path / "teacher", strict)
+    config = dataclasses.replace(
+        STUDENT, teacher=str(tmp_path / "teacher"), log_dir=str(tmp_path / "run"), grip_height_tolerance=0.01
+    )
+    with pytest.raises(ConfigError, match="--grip-height-tolerance must be None with --grip-tolerance"):
+        run.execute(config)
+    assert not (tmp_path / "run").exists()

@@ -79,6 +79,7 @@ class Insertion:
 
     name = "insertion"
     num_levels = MAX_LEVEL
+    highest_potential = potentials.HIGHEST
 
     def __init__(self, scene: Scene, shaping: Shaping | None = None, start_range: StartRange | None = None):
         self.scene, self.shaping, self.start_range = scene, shaping or Shaping(), start_range or StartRange()
@@ -155,11 +156,6 @@ class Insertion:
             off_centre=_stack_arms(*(physics.qpos[:, FINGER_QPOS[a] : FINGER_QPOS[a] + 2].mean(axis=1) for a in ARMS)),
         )
 
-    @property
-    def highest_potential(self) -> float:
-        """The most that either arm's potential can be, with the peg inserted."""
-        return potentials.highest(self.shaping)
-
     def start_progress(self, physics: Physics) -> Progress:
         """Progress of fresh worlds."""
         geometry, touch = self.geometry(physics), self.touches(physics)
@@ -175,8 +171,10 @@ class Insertion:
     ) -> tuple[jax.Array, Progress]:
         """Dense reward per arm, float32[N, 2], and the episode's progress after this step.
 
-        reward = 0.5 * (change of the arm's potential + bonus for each official level reached for the first time
-                        - cost |arm's action|^2 - cost |its change|^2 - 1 on failure, when the potential falls to 0).
+        reward = 0.5 * (change of the arm's potential + bonus for official levels 1 and 4, reached for the first time
+                        - cost |arm's action|^2 - cost |its change|^2 - 1 on failure, when the potential falls to 0),
+
+        with `action`, float32[N, 14], by how much the step was to change the control targets, in units of `actions.DELTA_SCALE`.
 
         The official level 4 says nothing of how the peg went in; its bonus does (`potentials.success_bonus`).
 
@@ -190,14 +188,12 @@ class Insertion:
         squeeze = 0.8 * progress.squeeze + 0.2 * told_to_close
         potential = potentials.total(self.shaping, geometry, grasp, squeeze)
         potential = jnp.where(failed[:, None], 0.0, potential)
-        levels = jnp.arange(1, MAX_LEVEL + 1)
-        first_time = (levels[None] <= level[:, None]) & (levels[None] > progress.best_level[:, None])
+        touched, inserted = ((progress.best_level < least) & (level >= least) for least in (1, MAX_LEVEL))
+        bonus = potentials.LEVEL_1_BONUS * touched[:, None] + potentials.success_bonus(geometry, potential) * inserted[:, None]
         shaping = self.shaping
-        inserted = potentials.success_bonus(shaping, geometry, potential) * first_time[:, 3:]
-        bonus = first_time[:, :3] @ jnp.array(potentials.level_bonus(shaping))
         effort = shaping.action_cost * jnp.square(action) + shaping.action_change_cost * jnp.square(action - progress.action)
         effort = effort.reshape(-1, 2, 7).sum(axis=2)
-        reward = potential - progress.potential + bonus[:, None] + inserted - effort - failed[:, None]
+        reward = potential - progress.potential + bonus - effort - failed[:, None]
         return 0.5 * reward, Progress(grasp, potential, jnp.maximum(progress.best_level, level), action, squeeze)
 
     def _holds(self, geometry: Geometry, touch: dict[str, jax.Array]) -> jax.Array:
@@ -239,7 +235,7 @@ class Insertion:
             progress: the episodes' progress.
         """
         geometry, touch = self.geometry(physics), self.touches(physics)
-        lift = potentials.lift(geometry, progress.grasp)
+        lift = potentials.raised(geometry) * progress.grasp
         blocks = [
             self._proprioception(physics, target),
             self._own_object(physics, geometry),

@@ -26,6 +26,8 @@ BEFORE = 0.075  # depth, as `mating_error` has it, at which the peg may be moved
 # as far up as out, so that the hand comes 45 degrees down.
 WRIST = 0.2
 APPROACH = (-(0.5**0.5), 0.0, 0.5**0.5)
+HIGHEST = 25.0  # the most that either arm's potential can be, with the peg inserted
+LEVEL_1_BONUS = 0.5  # what reaching official level 1 pays, once in an episode
 
 
 class Shaping(NamedTuple):
@@ -38,15 +40,12 @@ class Shaping(NamedTuple):
             None: any hold near the object's centre counts in full.
         grip_height_tolerance: metres; lifting counts half where an object is held that far over or under where fingers on the
             table take it. None: at any height in full.
-        carry: what it pays for bringing a lifted object, level and facing the other arm, to where the two meet. Above 0,
-            reaching, grasping, lifting, joining and the official levels are paid otherwise as well (`total`, `level_bonus`).
     """
 
     action_cost: float = 0.0005
     action_change_cost: float = 0.0
     grip_tolerance: float | None = None
     grip_height_tolerance: float | None = None
-    carry: float = 0.0
 
     @classmethod
     def of(cls, config: Config) -> "Shaping":
@@ -73,80 +72,54 @@ class Geometry(NamedTuple):
 
 
 def total(shaping: Shaping, geometry: Geometry, grasp: jax.Array, squeeze: jax.Array) -> jax.Array:
-    """float32[N, 2]: reach (0..1) + grasp (0..1) + 3 lift (0..3) + carry (0..1.5 `shaping.carry`) + joint term (0..8 or 14).
+    """float32[N, 2]: near (0..1) + grip (0..1) + 3 lift (0..3) + 4 carry (0..6) + join (0..14).
 
-    With `shaping.carry` being open is 0.3 of reaching, and a grasp counts as `hold` says. Half of the grasp's own term is for
-    fingers that touch the object and are told to close, `squeeze`, float32[N, 2] in 0..1: from leaning to a hold there was no
-    slope, since an open hand that begins to squeeze stays off its middle until it has closed (experiment 45).
+    All but `join` ask of an arm what does not depend on the other one. Half of the grip is for fingers that touch the object and
+    are told to close, `squeeze`, float32[N, 2] in 0..1: from leaning against an object to a hold there was no slope, since an
+    open hand that begins to squeeze stays off its middle until it has closed (experiment 45).
     """
-    tolerance = shaping.grip_height_tolerance
-    alike = 1.0 if tolerance is None else likeness(geometry, tolerance)
-    if not shaping.carry:
-        lifted = lift(geometry, grasp) * alike
-        return reach(geometry) + grasp + 3.0 * lifted + mate(geometry, lifted)[:, None]
-    near = 0.7 * reach(geometry, with_wrist=True) + 0.3 * opening(geometry)
     held = hold(geometry, grasp)
-    lifted = lift(geometry, held, with_wrist=True) * levelness(geometry) * alike
-    return (
-        near
-        + 0.5 * (held + grasp * squeeze)
-        + 3.0 * lifted
-        + join(geometry, lifted)[:, None]
-        + shaping.carry * lifted * carry(geometry)
-    )
+    lifted = lift(geometry, held) * levelness(geometry)
+    if shaping.grip_height_tolerance is not None:
+        lifted = lifted * likeness(geometry, shaping.grip_height_tolerance)
+    near = 0.7 * reach(geometry) + 0.3 * opening(geometry)
+    grip = 0.5 * (held + grasp * squeeze)
+    return near + grip + 3.0 * lifted + 4.0 * lifted * carry(geometry) + join(geometry, lifted)[:, None]
 
 
-def level_bonus(shaping: Shaping) -> tuple[float, float, float]:
-    """What reaching official levels 1, 2 and 3 pays, once in an episode.
-
-    A wrist bent up lifts an object off the table, and objects that are pushed together are at each other. So where the potential
-    says how to lift and to join them, the levels that would pay for either way do not (docs/experiments.md, 37).
-    """
-    return (0.5, 0.0, 0.0) if shaping.carry else (0.5, 1.0, 1.0)
-
-
-def success_bonus(shaping: Shaping, geometry: Geometry, potential: jax.Array) -> jax.Array:
-    """float32[N, 2], what an insertion pays either arm: 4, and up to 6 more for a straight one.
+def success_bonus(geometry: Geometry, potential: jax.Array) -> jax.Array:
+    """float32[N, 2], what an insertion pays either arm: 15, and up to 20 more for a straight one, as far as it was brought about.
 
     On the way in a peg that is a few millimetres off pushes against the rim, and now and then objects slip in the hands or are
     lost, and with them what they had earned. A policy from pixels tries it only if it pays much (docs/experiments.md, 39). But
-    whoever pushes objects together on the table is paid as well, and learns no more to lift them (40). So with
-    `shaping.carry` it is 15 to 35, of which an arm gets as large a part as its `potential`, float32[N, 2], is of the highest.
+    whoever pushes objects together on the table is paid as well, and learns no more to lift them (40). So an arm gets as large a
+    part of it as its `potential`, float32[N, 2], is of the highest. Likewise official levels 2 and 3 pay nothing: a wrist bent
+    up lifts an object off the table, too, and objects that are pushed together are at each other (37).
     """
     _, tilt, _ = mating_error(geometry)
     straight = jnp.clip(1.0 - tilt / 0.04, 0.0, 1.0)[:, None]  # 0 from 20 degrees
-    if not shaping.carry:
-        return jnp.broadcast_to(4.0 + 6.0 * straight, potential.shape)
-    return (15.0 + 20.0 * straight) * potential / highest(shaping)
+    return (15.0 + 20.0 * straight) * potential / HIGHEST
 
 
-def highest(shaping: Shaping) -> float:
-    """The most that either arm's potential can be, with the peg inserted."""
-    return 19.0 + 1.5 * shaping.carry if shaping.carry else 13.0
+def reach(geometry: Geometry) -> jax.Array:
+    """float32[N, 2] in 0..1: fingertips on either side of the object, 3 cm toward its outer end and 4 mm up, wrist over them.
 
-
-def reach(geometry: Geometry, with_wrist: bool = False) -> jax.Array:
-    """float32[N, 2] in 0..1: fingertips on either side of the object, 3 cm toward its outer end and 4 mm up.
-
-    With `with_wrist` a third point counts as much as each fingertip, 20 cm behind them in the hand. It is where it should be if
-    the hand comes from over the object's outer end, 45 degrees down. Fingers alone are reached as well with the wrist bent up
-    (experiment 32). And it is the hand that is to be there, open: fingertips count where they would be if nothing pushed them
-    aside, as those of a hand that leans against its object are (experiment 44), and if they were no further apart than is asked
-    for. That leaves 3 mm on either side, and who comes from pixels is 13 mm off (experiment 45).
+    A third point, 20 cm behind the fingertips in the hand, counts as much as each of them. It is where it should be if the hand
+    comes from over the object's outer end, 45 degrees down: fingers alone are reached as well with the wrist bent up (experiment
+    32). And it is the hand that is to be there, open: fingertips count where they would be if nothing pushed them aside, as those
+    of a hand that leans against its object are (44), and if they were no further apart than is asked for. That leaves 3 mm on
+    either side, and who comes from pixels is 13 mm off (45).
     """
     half_width = jnp.array(OBJECT_HALF_WIDTH) + 0.003
-    if with_wrist:
-        geometry = geometry._replace(fingertips=_hand(geometry, half_width))
+    hand = geometry._replace(fingertips=_hand(geometry, half_width))
     side = jnp.array([1.0, -1.0])[None, :] * half_width[:, None]  # [arm, finger]
     along, height = NOMINAL_GRIP
     local = jnp.stack([jnp.full_like(side, along), side, jnp.full_like(side, height)], axis=-1)
     targets = geometry.position[:, :, None] + jnp.einsum("naij,afj->nafi", geometry.rotation, local)
-    distances = jnp.linalg.norm(geometry.fingertips - targets, axis=-1)
-    if with_wrist:
-        target = targets.mean(axis=2) + jnp.einsum("naij,j->nai", geometry.rotation, WRIST * jnp.array(APPROACH))
-        distance = jnp.linalg.norm(_wrist(geometry) - target, axis=-1, keepdims=True)
-        distances = jnp.concatenate([distances, distance], axis=-1)
-    distance = distances.mean(axis=-1)
+    wrist_target = targets.mean(axis=2) + jnp.einsum("naij,j->nai", geometry.rotation, WRIST * jnp.array(APPROACH))
+    fingertips = jnp.linalg.norm(hand.fingertips - targets, axis=-1)
+    wrist = jnp.linalg.norm(_wrist(hand) - wrist_target, axis=-1, keepdims=True)
+    distance = jnp.concatenate([fingertips, wrist], axis=-1).mean(axis=-1)
     return 1.0 - 0.5 * jnp.tanh(4 * distance) - 0.5 * jnp.tanh(20 * distance)
 
 
@@ -169,8 +142,7 @@ def hold(geometry: Geometry, grasp: jax.Array) -> jax.Array:
     rim of a socket that pushes fingers aside, on the way in (experiment 45).
     """
     centred = 1.0 / (1.0 + jnp.square(geometry.off_centre / 0.008))
-    raised = geometry.position[..., 2] - jnp.array(OBJECT_REST_HEIGHT)[None]
-    return grasp * jnp.maximum(centred, jnp.clip((raised - 0.02) / 0.04, 0.0, 1.0))
+    return grasp * jnp.maximum(centred, jnp.clip(1.5 * raised(geometry) - 0.5, 0.0, 1.0))
 
 
 def _hand(geometry: Geometry, half_width: jax.Array) -> jax.Array:
@@ -187,21 +159,22 @@ def _wrist(geometry: Geometry) -> jax.Array:
     return geometry.fingertips.mean(axis=2) - WRIST * geometry.gripper[..., 0]
 
 
-def lift(geometry: Geometry, grasp: jax.Array, with_wrist: bool = False) -> jax.Array:
-    """float32[N, 2] in 0..1: height over rest, full at 6 cm, counted while the object is held.
+def raised(geometry: Geometry) -> jax.Array:
+    """float32[N, 2] in 0..1: the object's height over its rest, 1 from 6 cm on."""
+    return jnp.clip((geometry.position[..., 2] - jnp.array(OBJECT_REST_HEIGHT)[None]) / 0.06, 0.0, 1.0)
 
-    With `with_wrist` it is counted as far as the point near the wrist has risen, too: from 12 cm under where it is in a nominal
-    grip to 6 cm over that. The quickest way to lift is to bend the wrist up, to its limit, from where policies found no way to
-    the other arm (experiment 32): shoulder and elbow are to lift (experiment 35). From 12 cm under, since hands come down with
-    the wrist as low as 5 cm under, and lift by bending it with the wrist at 9; from both the next centimetre up is to be paid
-    (experiments 45 to 47).
+
+def lift(geometry: Geometry, grasp: jax.Array) -> jax.Array:
+    """float32[N, 2] in 0..1: the object's height, as far as the point near the wrist has risen, too, and it is held.
+
+    The wrist's counts from 12 cm under where it is in a nominal grip to 6 cm over that. The quickest way to lift is to bend the
+    wrist up, to its limit, from where policies found no way to the other arm (experiment 32): shoulder and elbow are to lift
+    (35). From 12 cm under, since hands come down with the wrist as low as 5 cm under, and lift by bending it with the wrist at 9;
+    from both the next centimetre up is to be paid (45 to 47).
     """
-    rest = jnp.array(OBJECT_REST_HEIGHT)[None]
-    lifted = jnp.clip((geometry.position[..., 2] - rest) / 0.06, 0.0, 1.0) * grasp
-    if with_wrist:
-        raised = _wrist(geometry)[..., 2] - (rest + NOMINAL_GRIP[1] + WRIST * APPROACH[2])
-        lifted = lifted * jnp.clip((raised + 0.12) / 0.18, 0.0, 1.0)
-    return lifted
+    nominal = jnp.array(OBJECT_REST_HEIGHT)[None] + NOMINAL_GRIP[1] + WRIST * APPROACH[2]
+    wrist = _wrist(geometry)[..., 2] - nominal
+    return raised(geometry) * grasp * jnp.clip((wrist + 0.12) / 0.18, 0.0, 1.0)
 
 
 def likeness(geometry: Geometry, tolerance: float) -> jax.Array:
@@ -225,9 +198,9 @@ def levelness(geometry: Geometry) -> jax.Array:
 def carry(geometry: Geometry) -> jax.Array:
     """float32[N, 2] in 0..1.5: an object is where it is to meet the other one (1, by its ends), and points there (0.5).
 
-    Unlike `mate` it asks each arm for something that does not depend on what the other arm does. So it leaves to `mate` how far
-    along the line they are in each other: asked to be all the way there, they came to lie side by side, and it would have cost
-    them to go back (docs/experiments.md, 36). By its ends alone 60 % would be paid for an object turned by 50 degrees (29).
+    It leaves to `join` how far along the line they are in each other: asked to be all the way there, they came to lie side by
+    side, and it would have cost them to go back (docs/experiments.md, 36). By its ends alone 60 % would be paid for an object
+    turned by 50 degrees (29).
     """
     x = jnp.clip(geometry.position[..., 0], *MEETING_X)
     goal = jnp.stack([x, jnp.zeros_like(x), jnp.full_like(x, MEETING_HEIGHT)], axis=-1)
@@ -242,25 +215,13 @@ def carry(geometry: Geometry) -> jax.Array:
     return place + 0.5 * pointing
 
 
-def mate(geometry: Geometry, lifted: jax.Array) -> jax.Array:
-    """float32[N] in 0..8: align (6) and insert (2), counted as far as both objects are lifted."""
-    lateral, tilt, depth = mating_error(geometry)
-    # In front of the mouth while misaligned, inside once the lateral error has shrunk from 16 to 6 mm.
-    inside = jnp.clip((0.016 - lateral) / 0.010, 0.0, 1.0)
-    set_point = 0.070 - 0.035 * inside
-    error = lateral + 0.7 * tilt + jnp.abs(depth - set_point)
-    insert = jnp.clip((0.065 - depth) / 0.025, 0.0, 1.0) * (lateral < 0.012)
-    return lifted.min(axis=1) * (6.0 * _align(error) + 2.0 * insert)
-
-
 def join(geometry: Geometry, lifted: jax.Array) -> jax.Array:
-    """float32[N] in 0..14: what `mate` pays for, without its valleys: no step of the way costs something.
+    """float32[N] in 0..14: align (6) and insert (8), counted as far as both objects are lifted.
 
-    `mate` moves the set point inward while the lateral error falls, by three times as much: who aligns the peg at the mouth, as
-    one must before it goes in, is charged for not being inside. And a peg beside the socket, held off by its wall, was charged
-    too little to draw back (docs/experiments.md, 36). Here depth costs nothing that is not in the way, and going in pays,
-    already where the peg would meet the rim, and more than what is risked there: or whoever aligns it to within a centimetre
-    only, as from pixels, waits at the door (38, 39).
+    No step of the way costs something. Who aligns the peg at the mouth is not charged for not being inside, and a peg beside the
+    socket, held off by its wall, earns by drawing back (docs/experiments.md, 36). Going in pays, already where the peg would meet
+    the rim, and more than what is risked there: or whoever aligns it to within a centimetre only, as from pixels, waits at the
+    door (38, 39).
     """
     lateral, tilt, depth = mating_error(geometry)
     # The peg has 8 mm to either side of it; held off by the wall's outer face it would be 32 mm aside.
