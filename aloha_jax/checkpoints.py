@@ -37,7 +37,8 @@ logging.getLogger("absl").setLevel(logging.CRITICAL)
 # After the first array that cannot be read, Orbax abandons the others, whose errors asyncio would print.
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
-RUN_FORMAT = 7  # of what a run goes on from; to be raised with every change of `RunState`. Policies have config.FORMAT_VERSION.
+# Of what a run goes on from; to be raised with every change of `RunState` or of what it is paid for. Policies: FORMAT_VERSION.
+RUN_FORMAT = 7
 DIGEST = "policy.sha256"  # in a model directory
 TRASH = ".deleted"  # in `checkpoints`
 
