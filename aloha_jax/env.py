@@ -74,7 +74,7 @@ class Env:
         self.obs, self.action, self.reward = obs, action, reward
         self.autoreset, self.episode_length = autoreset, episode_length
         self._views = Views(self.task, obs, renderer, observe_target, history)
-        self.observe_target, self.lags = observe_target, self._views.lags
+        self.lags = self._views.lags
         self.target_low, self.target_high = target_limits(engine)
         self.camera_shift = camera_shift if obs != "state" else 0.0
         self.start_share, self.records = start_share, start_states == "archive"

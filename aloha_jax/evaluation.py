@@ -17,10 +17,9 @@ from aloha_jax.env import EPISODE_LENGTH, Env, EnvState, make_from_config
 from aloha_jax.judge import Rollout, gym_aloha_episodes, require_judge
 from aloha_jax.pixels import frame_to_observation, make_renderer
 from aloha_jax.policy import Policy, act
+from aloha_jax.tasks.insertion import MAX_LEVEL
 from aloha_jax.video import compose, write_mp4
 
-SIMULATORS = ("gym_aloha", "c", "mjx")
-NUM_LEVELS = 4
 AT_ONCE = 64  # episodes that our engines run as one batch
 
 
@@ -88,20 +87,20 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
 def summarize(rollouts: list[Rollout], simulator: str) -> Report:
     """The report on some episodes."""
     best = np.array([r.levels.max(initial=0) for r in rollouts])
-    qualities = [quality.measure(r.qpos) if r.levels.max(initial=0) == NUM_LEVELS else None for r in rollouts]
+    qualities = [quality.measure(r.qpos) if r.levels.max(initial=0) == MAX_LEVEL else None for r in rollouts]
     returns = np.array([r.levels.sum() for r in rollouts])
     episodes = [
         {
             "seed": r.seed,
             "return": int(r.levels.sum()),
             "max_level": int(r.levels.max(initial=0)),
-            "levels": {str(k): int(np.argmax(r.levels >= k)) + 1 for k in range(1, NUM_LEVELS + 1) if (r.levels >= k).any()},
+            "levels": {str(k): int(np.argmax(r.levels >= k)) + 1 for k in range(1, MAX_LEVEL + 1) if (r.levels >= k).any()},
             "length": len(r.levels),
             **({} if q is None else {"clean": q.clean} | {name: round(x, 2) for name, x in q._asdict().items()}),
         }
         for r, q in zip(rollouts, qualities, strict=True)
     ]
-    successes = int((best == NUM_LEVELS).sum())
+    successes = int((best == MAX_LEVEL).sum())
     return Report(
         simulator=simulator,
         n_episodes=len(rollouts),
@@ -113,7 +112,7 @@ def summarize(rollouts: list[Rollout], simulator: str) -> Report:
         mean_length=float(np.mean([len(r.levels) for r in rollouts])),
         clean_rate=sum(q is not None and q.clean for q in qualities) / len(rollouts),
         mean_jerk=float(np.mean([quality.jerk(r.targets) for r in rollouts])),
-        level_rates={str(k): float((best >= k).mean()) for k in range(1, NUM_LEVELS + 1)},
+        level_rates={str(k): float((best >= k).mean()) for k in range(1, MAX_LEVEL + 1)},
         episodes=episodes,
     )
 

@@ -14,6 +14,7 @@ from aloha_jax.env import Env, EnvState, Observation
 from aloha_jax.networks import RunningStats, as_inputs, normalize_inputs, vector_inputs
 from aloha_jax.policy import Policy, act, clip_action
 from aloha_jax.ppo import Transition
+from aloha_jax.tasks.insertion import MAX_LEVEL
 
 
 class Rollout(NamedTuple):
@@ -198,7 +199,7 @@ def _episode_sums(state: EnvState) -> dict[str, jax.Array]:
         "episode_reward": ended * state.episode.total_reward,
         "episode_length": ended * state.episode.length,
         "episode_level": ended * state.episode.best_level,
-        "episode_success": ended * (state.level == 4),
+        "episode_success": ended * (state.level == MAX_LEVEL),
         "invalid_worlds": state.invalid,
     }
     return {name: x.sum().astype(jnp.float32) for name, x in sums.items()}

@@ -15,9 +15,10 @@ import numpy as np
 import tyro
 from PIL import Image
 
-from aloha_jax import checkpoints, cli, evaluation, judge
+from aloha_jax import checkpoints, cli, judge
 from aloha_jax.config import ConfigError
 from aloha_jax.pixels import frame_to_observation
+from aloha_jax.tasks.insertion import MAX_LEVEL
 from aloha_jax.video import compose
 from benchmarks.robustness import CONDITIONS, VISUAL_CONDITIONS
 
@@ -46,7 +47,7 @@ def main(flags: Flags) -> None:
     condition = known[flags.condition]
     rollout = next(judge.gym_aloha_episodes(policy, [flags.seed], keep_frames=1, condition=condition))
     levels, config = rollout.levels, policy.config
-    if levels.max() < evaluation.NUM_LEVELS or rollout.frames is None:
+    if levels.max() < MAX_LEVEL or rollout.frames is None:
         raise ConfigError(f"--seed {flags.seed} reached level {levels.max()} only: choose another")
     best = np.maximum.accumulate(levels)
     lifted, end = int(np.argmax(levels >= 2)), len(levels) - 1
