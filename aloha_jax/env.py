@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 
 from aloha_jax import history, starts
 from aloha_jax.actions import DELTA_SCALE, delta_target, target_limits
-from aloha_jax.config import MAX_CAMERA_SHIFT, Config
+from aloha_jax.config import MAX_CAMERA_SHIFT, MAX_LAG, Config
 from aloha_jax.engines import Engine, Physics, make_engine
 from aloha_jax.env_state import EnvState, Episode, Moment, Observation
 from aloha_jax.pixels import Renderer, make_renderer
@@ -27,6 +27,7 @@ OBSERVATIONS = ("pixels", "pixels_agent_pos", "state")
 ACTIONS = ("delta", "absolute")
 REWARDS = ("dense", "shaped", "sparse")
 START_STATES = ("task", "expert", "archive")
+MAX_COUNT = 2**31 - 1  # JAX counts in 32 bits
 
 
 def _choose(mask: jax.Array, new: Any, old: Any) -> Any:
@@ -273,7 +274,7 @@ def make(
     image_height: int = 64,
     image_width: int = 64,
     crop: tuple[int, int, int, int] | None = None,
-    renderer: str = "auto",
+    renderer: str | Renderer = "auto",
     render_quality: str = "fast",
     autoreset: bool = True,
     episode_length: int = EPISODE_LENGTH,
@@ -301,6 +302,7 @@ def make(
         image_width: width of the pixels, 1..640.
         crop: (top, left, height, width) in gym_aloha's 480x640 frame, resized to the image; the whole frame if None.
         renderer: `egl` (OpenGL), `warp` (ray tracing on JAX's device), or `auto`: where the worlds are, else what works here.
+            Or one that is there already, to be shared.
         render_quality: `fast` (for training), `shadows`, or `exact` (gym_aloha's shadows and antialiasing).
         autoreset: whether an ended episode is followed by a new one in the same step.
         episode_length: control steps after which an episode is truncated.
@@ -328,16 +330,22 @@ def make(
     for name, choice, allowed in choices:
         if choice not in allowed:
             raise ValueError(f"{name} is one of {', '.join(allowed)}; not {choice!r}")
-    for name, size in (("num_envs", num_envs), ("episode_length", episode_length)):
-        if size < 1:
-            raise ValueError(f"{name} is at least 1, not {size}")
-    for name, size, largest in zip(("image_height", "image_width"), (image_height, image_width), FRAME_SHAPE, strict=True):
-        if not 1 <= size <= largest:
-            raise ValueError(f"{name} lies in 1..{largest}, not {size}")
-    if not 0 <= camera_shift <= MAX_CAMERA_SHIFT:
-        raise ValueError(f"camera_shift lies in 0..{MAX_CAMERA_SHIFT} m, not {camera_shift}")
-    frames = None
-    if obs != "state":
+    limits = (
+        ("num_envs", num_envs, 1, MAX_COUNT),
+        ("episode_length", episode_length, 1, MAX_COUNT),
+        ("image_height", image_height, 1, FRAME_SHAPE[0]),
+        ("image_width", image_width, 1, FRAME_SHAPE[1]),
+        ("start_share", start_share, 0, 1),
+        ("camera_shift", camera_shift, 0, MAX_CAMERA_SHIFT),  # metres
+        *(("history", lag, 1, MAX_LAG) for lag in history),
+    )
+    for name, value, low, high in limits:
+        if not low <= value <= high:
+            raise ValueError(f"{name} lies in {low}..{high}, not {value}")
+    if history and obs == "state":
+        raise ValueError("history needs pixels: the state holds all of it")
+    frames = None if obs == "state" or isinstance(renderer, str) else renderer
+    if obs != "state" and isinstance(renderer, str):
         on_gpu = engine == "mjx" and jax.default_backend() == "gpu"
         frames = make_renderer(renderer, task, image_height, image_width, crop, quality=render_quality, on_gpu=on_gpu)
     return Env(
@@ -365,18 +373,20 @@ def make_from_config(
     config: Config, num_envs: int | None = None, *, autoreset: bool = True, frames: Renderer | None = None
 ) -> Env:
     """The environment that a run's configuration describes; `frames` shares another environment's renderer."""
-    if frames is None and config.has_pixels:
-        size = (config.image_height, config.image_width)
-        on_gpu = config.engine == "mjx" and jax.default_backend() == "gpu"
-        frames = make_renderer(config.renderer, config.task, *size, config.crop, quality=config.render_quality, on_gpu=on_gpu)
-    return Env(
-        make_engine("c" if config.engine == "auto" else config.engine, config.task, config.physics, config.impl),
+    return make(
         config.task,
         num_envs or config.n_envs,
-        frames,
+        engine="c" if config.engine == "auto" else config.engine,
+        impl=config.impl,
+        physics=config.physics,
         obs=config.obs,
         action=config.action,
         reward=config.reward,
+        image_height=config.image_height,
+        image_width=config.image_width,
+        crop=config.crop,
+        renderer=frames or config.renderer,
+        render_quality=config.render_quality,
         autoreset=autoreset,
         episode_length=config.episode_length,
         start_states=config.start_states if autoreset else "task",

@@ -621,7 +621,7 @@ def test_pictures_are_of_the_worlds_they_belong_to(obs: str) -> None:
         ({"reward": "rich"}, "reward is one of dense, shaped, sparse"),
         ({"engine": "bullet"}, "engine is "),
         ({"physics": "quick"}, "physics is one of exact, fast, reduced"),
-        ({"num_envs": 0}, "num_envs is at least 1, not 0"),
+        ({"num_envs": 0}, "num_envs lies in 1..2147483647, not 0"),
         ({"obs": "pixels", "renderer": "povray"}, "renderer is "),
         ({"obs": "pixels", "crop": (0, 0, 481, 640)}, "crop"),
         ({"obs": "pixels", "render_quality": "best"}, "quality is one of"),
@@ -629,6 +629,9 @@ def test_pictures_are_of_the_worlds_they_belong_to(obs: str) -> None:
         ({"obs": "pixels", "image_height": 0}, "image_height"),
         ({"episode_length": 0}, "episode_length"),
         ({"camera_shift": float("nan")}, "camera_shift lies in 0"),
+        ({"start_share": 7.0}, "start_share lies in 0..1, not 7"),
+        ({"obs": "pixels", "history": (4, 0)}, "history lies in 1..300, not 0"),
+        ({"obs": "state", "history": (4,)}, "history needs pixels"),
     ],
 )
 def test_make_says_what_is_wrong(arguments: dict[str, Any], message: str) -> None:
