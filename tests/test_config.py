@@ -163,6 +163,11 @@ def test_what_is_just_right_is_accepted(change: dict[str, Any]) -> None:
     assert config.validate() is config
 
 
+def test_a_setting_that_is_gone_is_overlooked_in_an_older_configuration() -> None:
+    assert Config.from_json('{"format_version": 1, "gamma": 0.9, "carry": 4.0}') == Config(gamma=0.9)
+    assert "carry" not in Config().to_json()
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
