@@ -16,7 +16,7 @@ startup.remember_compilations()
 
 from aloha_jax import checkpoints, cli, evaluation  # noqa: E402 - these import MuJoCo
 from aloha_jax.config import ConfigError  # noqa: E402
-from aloha_jax.metrics import print_report  # noqa: E402
+from aloha_jax.metrics import judging, make_console, print_report  # noqa: E402
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,8 @@ def main(args: list[str]) -> None:
     if video is not None:
         video.parent.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {"stochastic": flags.stochastic, "video": video, "num_workers": flags.num_workers}
-    report = evaluation.evaluate(policy, flags.sim, flags.n_episodes, flags.seed, **options)
+    with judging(make_console(stderr=True), flags.n_episodes) as show:
+        report = evaluation.evaluate(policy, flags.sim, flags.n_episodes, flags.seed, on_episode=show, **options)
     if flags.json is not None:
         report.write(Path(flags.json))
     print_report(report, {"video": video} if video else {})

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from aloha_jax.config import ConfigError
 from aloha_jax.evaluation import Report
+from aloha_jax.judge import Rollout
+from aloha_jax.tasks.insertion import MAX_LEVEL
 from aloha_jax.video import gif_bytes
 
 FLUSH_SECONDS = 10.0  # how long a TensorBoard that looks on may lag behind
@@ -272,9 +274,9 @@ class _Console(Console):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def make_console(quiet: bool = False) -> Console:
+def make_console(quiet: bool = False, stderr: bool = False) -> Console:
     """A console as wide as the terminal; where there is none, wide enough that paths stay whole."""
-    console = _Console(quiet=quiet, highlight=False)
+    console = _Console(quiet=quiet, stderr=stderr, highlight=False)
     if not console.is_terminal:
         console.width = 1000
     return console
@@ -303,6 +305,29 @@ def report_table(report: Report) -> Table:
     }
     rows |= {f"reached level {k}": f"{rate:.1%}" for k, rate in report.level_rates.items()}
     return summary_table(f"evaluation in {report.simulator}", rows)
+
+
+@contextlib.contextmanager
+def judging(console: Console, n_episodes: int) -> Iterator[Callable[[Rollout], None]]:
+    """A bar for an evaluation, on a terminal only; what it yields is to be called as each episode ends."""
+    bar = Progress(
+        TextColumn("judging  {task.completed} of {task.total} episodes, {task.fields[inserted]} inserted"),
+        BarColumn(),
+        TextColumn("eta"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    task, inserted = bar.add_task("", total=n_episodes, inserted=0), 0
+
+    def show(rollout: Rollout) -> None:
+        nonlocal inserted
+        inserted += int(rollout.levels.max(initial=0) == MAX_LEVEL)
+        bar.update(task, advance=1, inserted=inserted)
+
+    with bar:
+        yield show
 
 
 def print_report(report: Report, paths: Mapping[str, Any]) -> None:

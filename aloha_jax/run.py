@@ -18,7 +18,7 @@ from aloha_jax.config import WORK_AREA, Config
 from aloha_jax.env import Env, make_from_config
 from aloha_jax.evaluation import EngineEvaluator, Report
 from aloha_jax.memory import require_memory
-from aloha_jax.metrics import MetricsLogger, report_table, summary_table
+from aloha_jax.metrics import MetricsLogger, judging, report_table, summary_table
 from aloha_jax.networks import num_parameters
 from aloha_jax.pixels.egl import EglRenderer, num_gpus, software_warning
 from aloha_jax.policy import Policy
@@ -314,13 +314,15 @@ def final_evaluation(config: Config, directory: Path, logger: MetricsLogger) -> 
     policy = checkpoints.load_policy(directory / "best_model")
     video = directory / "eval" / "videos" / "best_model.mp4" if config.final_video else None
     before = identity(directory)
-    with logger.console.status(f"judging best_model in gym_aloha, {config.final_eval_episodes} episodes") as status:
+    with judging(logger.console, config.final_eval_episodes) as show:
 
-        def show(rollout: judge.Rollout) -> None:
+        def on_episode(rollout: judge.Rollout) -> None:
             require_same(directory, before)
-            status.update(f"judging best_model in gym_aloha: seed {rollout.seed} reached level {rollout.levels.max()}")
+            show(rollout)
 
-        report = evaluation.evaluate(policy, "gym_aloha", config.final_eval_episodes, FINAL_SEED, video=video, on_episode=show)
+        report = evaluation.evaluate(
+            policy, "gym_aloha", config.final_eval_episodes, FINAL_SEED, video=video, on_episode=on_episode
+        )
     require_same(directory, before)
     report.write(directory / "eval" / "report.json")
     return report, video

@@ -1,6 +1,7 @@
 """The records of a run: TensorBoard's tags, well-formed CSV files, the picture of them, and honest means and speeds."""
 
 import csv
+import io
 import math
 import subprocess
 import sys
@@ -9,12 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
 from aloha_jax import metrics, plots
 from aloha_jax.evaluation import summarize
 from aloha_jax.judge import Rollout
-from aloha_jax.metrics import CsvFile, MetricsLogger, print_report
+from aloha_jax.metrics import CsvFile, MetricsLogger, judging, print_report
 from tests.small_run import PIXELS, STATE, small_run
 
 # What design and documents promise.
@@ -188,3 +190,16 @@ def test_whoever_stops_reading_the_console_stops_nothing() -> None:
         process.stdout.close()
         assert process.stderr.read() == "went on\n"
     assert process.returncode == 0
+
+
+def test_a_judging_is_counted_on_a_terminal_and_silent_elsewhere() -> None:
+    inserts, lifts = (
+        Rollout(seed, np.array([0, level]), np.zeros((2, 30)), np.zeros((2, 14))) for seed, level in enumerate((4, 2))
+    )
+    for terminal in (True, False):
+        output = io.StringIO()
+        with judging(Console(file=output, force_terminal=terminal, width=100), 3) as show:
+            show(inserts)
+            show(lifts)
+        assert ("2 of 3 episodes, 1 inserted" in output.getvalue()) == terminal
+        assert terminal or not output.getvalue()
