@@ -31,7 +31,7 @@ _HOMES = {"Env": "env", "EnvState": "env", "make": "env", "Policy": "policy", "l
 
 
 def __getattr__(name: str) -> Any:
-    """Imports on first use: render workers import this package and must not pay for JAX."""
+    """Imports on first use: whoever needs `startup` alone has yet to say where JAX keeps what it compiles."""
     if name in _HOMES:
         return getattr(importlib.import_module(f"aloha_jax.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'aloha_jax' has no attribute {name!r}")

@@ -18,7 +18,7 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,13 +32,8 @@ from aloha_jax.atomic import replacing
 from aloha_jax.config import Config, ConfigError
 from aloha_jax.policy import Policy, init_params, init_stats
 
-# Orbax reports every step of every save at INFO through absl, and errors that it also raises at ERROR.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
-# After the first array that cannot be read, Orbax abandons the others, whose errors asyncio would print.
-logging.getLogger("asyncio").setLevel(logging.CRITICAL)
-
 # Of what a run goes on from; to be raised with every change of `RunState` or of what it is paid for. Policies: FORMAT_VERSION.
-RUN_FORMAT = 7
+RUN_FORMAT = 8
 DIGEST = "policy.sha256"  # in a model directory
 TRASH = ".deleted"  # in `checkpoints`
 
@@ -380,16 +375,16 @@ class _Readable:
         ) from error
 
 
-def _without_stragglers(hook: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """After the first array that cannot be read or written, Orbax abandons the others, which complain when they arrive."""
-    is_coroutine = inspect.iscoroutine  # by the time the interpreter exits the module's own names are gone
+def silence_orbax() -> None:
+    """For the rest of a program's life: what Orbax has to say beside what it raises, which is told in one sentence."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    # After the first array that cannot be read or written, Orbax abandons the others. Their errors asyncio would print,
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    hook, is_coroutine = sys.unraisablehook, inspect.iscoroutine  # `inspect` has lost its names by the time Python exits
 
-    def unraisable(event: Any) -> None:
+    def unraisable(event: Any) -> None:  # and Python that they are left behind
         if not is_coroutine(event.object) and "Event loop is closed" not in str(event.exc_value):
             hook(event)
 
-    return unraisable
-
-
-sys.unraisablehook = _without_stragglers(sys.unraisablehook)
-warnings.filterwarnings("ignore", message="Sharding info not provided when restoring")
+    sys.unraisablehook = unraisable
+    warnings.filterwarnings("ignore", message="Sharding info not provided when restoring")

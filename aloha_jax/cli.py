@@ -17,16 +17,13 @@ from typing import Any, TypeVar, cast
 import jax
 import tyro
 
-from aloha_jax import startup
+from aloha_jax import checkpoints, startup
 from aloha_jax.checkpoints import CheckpointError
 from aloha_jax.config import MAX_EPISODES, Config, ConfigError, SecondStage
 from aloha_jax.pixels import RendererUnavailable
 from aloha_jax.presets import PRESETS
 from aloha_jax.run import Diverged
 from aloha_jax.signals import Interrupted
-
-# JAX logs the traceback of what a callback raised, and then raises it.
-logging.getLogger("jax._src.callback").setLevel(logging.CRITICAL)
 
 T = TypeVar("T")
 
@@ -63,11 +60,14 @@ def parse_config(args: Sequence[str]) -> tuple[Config, set[str]]:
     Raises:
         ConfigError: a flag is wrong.
     """
-    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    chooser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     chooser.add_argument("--preset", default="auto")
     chooser.add_argument("--device", default="auto")
     chooser.add_argument("--resume")
-    chosen, _ = chooser.parse_known_args(args)
+    try:
+        chosen, _ = chooser.parse_known_args(args)
+    except argparse.ArgumentError as error:
+        raise ConfigError(f"{error.argument_name}: {error.message}; see --help") from None
     _check_choice("preset", chosen.preset)
     _check_choice("device", chosen.device)
     preset = chosen.preset
@@ -114,6 +114,8 @@ def user_errors(trains: bool = False) -> Iterator[None]:
     intact = "; checkpoints already written are intact" if trains else ""
     out_of_memory = "out of memory" + (": lower --n-envs or --n-steps, or give --microbatch-size" if trains else "") + intact
     startup.raise_when_interrupted()
+    logging.getLogger("jax._src.callback").setLevel(logging.CRITICAL)  # logs what a callback raised, and then raises it
+    checkpoints.silence_orbax()
     _print_anything()
     try:
         yield

@@ -1,7 +1,8 @@
 """The functional, batched environment: `reset` and `step` are pure functions of `EnvState`, usable under `jit` and `scan`."""
 
 import functools
-from collections.abc import Callable
+import math
+import typing
 from typing import Any
 
 import jax
@@ -10,12 +11,12 @@ from jax.typing import ArrayLike
 
 from aloha_jax import history, starts
 from aloha_jax.actions import DELTA_SCALE, delta_target, target_limits
-from aloha_jax.config import MAX_CAMERA_SHIFT, MAX_LAG, Config
+from aloha_jax.config import MAX_CAMERA_SHIFT, MAX_LAG, MAX_START_SHIFT, Config
 from aloha_jax.engines import Engine, Physics, make_engine
 from aloha_jax.env_state import EnvState, Episode, Moment, Observation
 from aloha_jax.pixels import Renderer, make_renderer
 from aloha_jax.scene import FRAME_SHAPE
-from aloha_jax.tasks import TASKS, make_task
+from aloha_jax.tasks import make_task
 from aloha_jax.tasks.insertion import Progress, StartRange
 from aloha_jax.tasks.potentials import Shaping
 from aloha_jax.views import Views
@@ -23,10 +24,6 @@ from aloha_jax.views import Views
 __all__ = ["Env", "EnvState", "Episode", "Observation", "make", "make_from_config"]
 
 EPISODE_LENGTH = 300  # control steps; gym_aloha's registered time limit
-OBSERVATIONS = ("pixels", "pixels_agent_pos", "state")
-ACTIONS = ("delta", "absolute")
-REWARDS = ("dense", "shaped", "sparse")
-START_STATES = ("task", "expert", "archive")
 MAX_COUNT = 2**31 - 1  # JAX counts in 32 bits
 
 
@@ -35,15 +32,8 @@ def _choose(mask: jax.Array, new: Any, old: Any) -> Any:
     return jax.tree.map(lambda a, b: jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b), new, old)
 
 
-def _in_float32(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Products of matrices as precise as their factors, where a GPU would round those to 10 bits (TF32): a peg is 2 cm wide."""
-
-    @functools.wraps(method)
-    def precise(*args: Any) -> Any:
-        with jax.default_matmul_precision("highest"):
-            return method(*args)
-
-    return precise
+# Products of matrices as precise as their factors, where a GPU would round those to 10 bits (TF32): a peg is 2 cm wide.
+in_float32 = jax.default_matmul_precision("highest")
 
 
 class Env:
@@ -119,7 +109,12 @@ class Env:
         obs, final_obs = self._views.receive(begun.obs, begun.final_obs, ticket, len(begun.clock), after)
         return begun._replace(obs=obs, final_obs=final_obs)
 
-    @_in_float32
+    def close(self) -> None:
+        """Stop the renderer, for other environments that share it, too."""
+        if self.renderer is not None:
+            self.renderer.close()
+
+    @in_float32
     def _advance(self, state: EnvState, action: ArrayLike) -> tuple[EnvState, Moment, Moment]:
         """Everything of a step but the observations, and what those are made of: now, and before any reset."""
         action = jnp.asarray(action, jnp.float32)
@@ -167,7 +162,7 @@ class Env:
             return action
         return delta_target(target, agent_pos, action, self.target_low, self.target_high)
 
-    @_in_float32
+    @in_float32
     def _start(self, qpos: jax.Array, qvel: jax.Array, keys: jax.Array) -> EnvState:
         num_worlds = qpos.shape[0]
         physics = self.engine.reset(qpos, qvel)
@@ -292,7 +287,7 @@ def make(
     Args:
         task: `insertion`.
         num_envs: number of worlds, N.
-        engine: `c` (C MuJoCo on a thread pool) or `mjx` (on JAX's device).
+        engine: `c` (C MuJoCo on a thread pool), `mjx` (on JAX's device), or `auto`: `c`, the faster one on every machine.
         impl: implementation of the `mjx` engine, `auto`, `warp` or `jax`; unused by `c`.
         physics: `exact` (gym_aloha's 10 x 0.002 s) or `fast` (4 x 0.005 s, capped solver; mjx's `jax` has its own).
         obs: `pixels`, `pixels_agent_pos` or `state`.
@@ -320,16 +315,13 @@ def make(
     Raises:
         ValueError: an argument is not one of its choices.
     """
-    choices = (
-        ("task", task, tuple(TASKS)),
-        ("obs", obs, OBSERVATIONS),
-        ("action", action, ACTIONS),
-        ("reward", reward, REWARDS),
-        ("start_states", start_states, START_STATES),
-    )
-    for name, choice, allowed in choices:
-        if choice not in allowed:
+    named = {"task": task, "engine": engine, "impl": impl, "physics": physics, "obs": obs, "action": action, "reward": reward}
+    named |= {"render_quality": render_quality, "start_states": start_states}
+    named |= {"renderer": renderer} if isinstance(renderer, str) else {}
+    for name, choice in named.items():
+        if choice not in (allowed := typing.get_args(typing.get_type_hints(Config)[name])):
             raise ValueError(f"{name} is one of {', '.join(allowed)}; not {choice!r}")
+    start_range = start_range or StartRange()
     limits = (
         ("num_envs", num_envs, 1, MAX_COUNT),
         ("episode_length", episode_length, 1, MAX_COUNT),
@@ -337,22 +329,24 @@ def make(
         ("image_width", image_width, 1, FRAME_SHAPE[1]),
         ("start_share", start_share, 0, 1),
         ("camera_shift", camera_shift, 0, MAX_CAMERA_SHIFT),  # metres
+        ("start_range.yaw", start_range.yaw, 0, math.pi),
+        ("start_range.shift", start_range.shift, 0, MAX_START_SHIFT),  # metres
         *(("history", lag, 1, MAX_LAG) for lag in history),
     )
     for name, value, low, high in limits:
         if not low <= value <= high:
             raise ValueError(f"{name} lies in {low}..{high}, not {value}")
-    if history and obs == "state":
-        raise ValueError("history needs pixels: the state holds all of it")
-    frames = None if obs == "state" or isinstance(renderer, str) else renderer
+    for name, asked in (("history", history), ("observe_target", observe_target), ("camera_shift", camera_shift)):
+        if asked and obs == "state":
+            raise ValueError(f"{name} needs pixels: the state holds all that is to be known")
     if obs != "state" and isinstance(renderer, str):
         on_gpu = engine == "mjx" and jax.default_backend() == "gpu"
-        frames = make_renderer(renderer, task, image_height, image_width, crop, quality=render_quality, on_gpu=on_gpu)
+        renderer = make_renderer(renderer, task, image_height, image_width, crop, quality=render_quality, on_gpu=on_gpu)
     return Env(
-        make_engine(engine, task, physics, impl),
+        make_engine("c" if engine == "auto" else engine, task, physics, impl),
         task,
         num_envs,
-        frames,
+        None if isinstance(renderer, str) or obs == "state" else renderer,
         obs=obs,
         action=action,
         reward=reward,
@@ -370,13 +364,13 @@ def make(
 
 
 def make_from_config(
-    config: Config, num_envs: int | None = None, *, autoreset: bool = True, frames: Renderer | None = None
+    config: Config, num_envs: int | None = None, *, autoreset: bool = True, renderer: Renderer | None = None
 ) -> Env:
-    """The environment that a run's configuration describes; `frames` shares another environment's renderer."""
+    """The environment that a run's configuration describes; `renderer` is another one's, to be shared."""
     return make(
         config.task,
         num_envs or config.n_envs,
-        engine="c" if config.engine == "auto" else config.engine,
+        engine=config.engine,
         impl=config.impl,
         physics=config.physics,
         obs=config.obs,
@@ -385,7 +379,7 @@ def make_from_config(
         image_height=config.image_height,
         image_width=config.image_width,
         crop=config.crop,
-        renderer=frames or config.renderer,
+        renderer=renderer or config.renderer,
         render_quality=config.render_quality,
         autoreset=autoreset,
         episode_length=config.episode_length,

@@ -1,10 +1,11 @@
 """Policy x simulator -> report. The judge is the original gym_aloha environment: its physics, its frames, its reward."""
 
+import contextlib
 import dataclasses
 import functools
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -207,29 +208,32 @@ def evaluate(
         on_episode: called as each episode ends.
     """
     seeds = list(range(seed, seed + n_episodes))
-    rollouts = []
     if simulator == "gym_aloha" or video is not None:
         require_judge()
     if simulator == "gym_aloha":
-        for rollout in gym_aloha_episodes(policy, seeds, stochastic, int(video is not None), num_workers=num_workers):
-            on_episode(rollout)
-            rollouts.append(rollout)
+        episodes = gym_aloha_episodes(policy, seeds, stochastic, int(video is not None), num_workers=num_workers)
     else:
-        config = dataclasses.replace(policy.config, engine=cast(Any, simulator), reward="sparse", episode_length=EPISODE_LENGTH)
-        size = min(n_episodes, AT_ONCE)
-        evaluator = EngineEvaluator(config, seeds[:size])
-        for start in range(0, n_episodes, size):
-            chunk = seeds[start : start + size]
-            evaluator.start_from((chunk + seeds)[:size])  # the last chunk is filled up: fewer worlds would be another program
-            key = jax.random.key(chunk[0]) if stochastic else None
-            for rollout in evaluator(policy, key)[0][: len(chunk)]:
-                on_episode(rollout)
-                rollouts.append(rollout)
-        if evaluator.env.renderer is not None:
-            evaluator.env.renderer.close()
+        episodes = _engine_episodes(policy, simulator, seeds, stochastic)
+    rollouts = []
+    for rollout in episodes:
+        on_episode(rollout)
+        rollouts.append(rollout)
     if video is not None:
         film(rollouts[0], policy.config, video)
     return summarize(rollouts, simulator)
+
+
+def _engine_episodes(policy: Policy, simulator: str, seeds: list[int], stochastic: bool) -> Iterator[Rollout]:
+    """Episodes in one of our engines, in the order of the seeds, some at a time."""
+    config = dataclasses.replace(policy.config, engine=cast(Any, simulator), reward="sparse", episode_length=EPISODE_LENGTH)
+    size = min(len(seeds), AT_ONCE)
+    evaluator = EngineEvaluator(config, seeds[:size])
+    with contextlib.closing(evaluator.env):
+        for start in range(0, len(seeds), size):
+            chunk = seeds[start : start + size]
+            evaluator.start_from((chunk + seeds)[:size])  # the last chunk is filled up: fewer worlds would be another program
+            key = jax.random.key(chunk[0]) if stochastic else None
+            yield from evaluator(policy, key)[0][: len(chunk)]
 
 
 def film(rollout: Rollout, config: Config, path: Path) -> None:

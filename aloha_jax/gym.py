@@ -23,7 +23,10 @@ class AlohaVectorEnv(VectorEnv):
 
     Args:
         num_envs: number of worlds.
-        kwargs: as for `aloha_jax.make`.
+        kwargs: as for `aloha_jax.make`, but for `autoreset`.
+
+    Raises:
+        ValueError: an argument is not one of its choices.
     """
 
     metadata = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": [], "render_fps": 50}  # noqa: RUF012
@@ -33,6 +36,8 @@ class AlohaVectorEnv(VectorEnv):
 
         from aloha_jax.env import make
 
+        if not kwargs.get("autoreset", True):
+            raise ValueError("autoreset is how Gymnasium steps worlds on: take aloha_jax.make for worlds that stop")
         self._jax = jax
         self._env = make("insertion", num_envs, **kwargs)
         self._reset, self._step = jax.jit(self._env.reset), jax.jit(self._env.step)
@@ -72,8 +77,7 @@ class AlohaVectorEnv(VectorEnv):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Stop the renderer."""
-        if self._env.renderer is not None:
-            self._env.renderer.close()
+        self._env.close()
 
     def _host(self, obs: Any) -> Any:
         return self._jax.tree.map(np.asarray, obs)

@@ -12,7 +12,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
 
-# The judge renders; this must be decided before MuJoCo's GL context is loaded.
+# The judge renders, and so do others of this program: decided before MuJoCo or dm_control, whichever comes first, choose by it.
 if sys.platform == "linux":  # elsewhere MuJoCo knows the one way
     os.environ.setdefault("MUJOCO_GL", "egl")
 
@@ -62,7 +62,7 @@ class Controller:
         self._task = make_task(config.task, self._exact.scene, Shaping.of(config))  # how well a grip counts is an observation
         low, high = target_limits(self._exact)
         self._delta_target = jax.jit(lambda target, pos, action: delta_target(target, pos, action, low, high))
-        with_precision = jax.default_matmul_precision("highest")  # as in training (`env._in_float32`)
+        with_precision = jax.default_matmul_precision("highest")  # as in training (`env.in_float32`)
         self._features = jax.jit(with_precision(self._privileged))
         self._remember = jax.jit(
             lambda memory, pos: history.start(pos, config.history) if memory is None else history.push(memory, pos)

@@ -205,6 +205,11 @@ class ActorCritic(nn.Module):
     def _privileged(self, inputs: dict[str, jax.Array]) -> jax.Array:
         return inputs["privileged"]
 
+    @staticmethod
+    def views(name: str, x: jax.Array) -> jax.Array:
+        """The vector input `name`, float32[..., size], as the heads see it, which is what running statistics are of."""
+        return x
+
 
 ARM_ACTION_SIZE = 7
 ARM_STATE_SIZE = 68  # tasks.insertion.Insertion.features: one block per arm, then what both share
@@ -229,18 +234,22 @@ class MirroredActorCritic(ActorCritic):
             parts.append(encoded.reshape(*views.shape[:2], -1))
         for name in ("agent_pos", "target", "history", "state"):
             if name in inputs:
-                size = ARM_STATE_SIZE if name == "state" else inputs[name].shape[-1] // 2
-                parts.append(_own_and_other(inputs[name], size))
+                parts.append(self.views(name, inputs[name]))
         return _with_flag(jnp.concatenate(parts, axis=-1))
 
     def _privileged(self, inputs: dict[str, jax.Array]) -> jax.Array:
-        return _with_flag(_own_and_other(inputs["privileged"], ARM_STATE_SIZE))
+        return _with_flag(self.views("privileged", inputs["privileged"]))
+
+    @staticmethod
+    def views(name: str, x: jax.Array) -> jax.Array:
+        """As each arm sees it, float32[..., 2, size]: whitened by statistics of both, what is alike stays so."""
+        return _own_and_other(x, ARM_STATE_SIZE if name in ("state", "privileged") else x.shape[-1] // 2)
 
 
 def _own_and_other(x: jax.Array, size: int) -> jax.Array:
-    """[left, right, shared] blocks, float32[B, 2 * size + rest], as each arm sees them: float32[B, 2, 2 * size + rest]."""
-    left, right, shared = x[:, :size], x[:, size : 2 * size], x[:, 2 * size :]
-    return jnp.stack([jnp.concatenate([left, right, shared], -1), jnp.concatenate([right, left, shared], -1)], axis=1)
+    """[left, right, shared] blocks, float32[..., 2 * size + rest], as each arm sees them: float32[..., 2, 2 * size + rest]."""
+    left, right, shared = x[..., :size], x[..., size : 2 * size], x[..., 2 * size :]
+    return jnp.stack([jnp.concatenate([left, right, shared], -1), jnp.concatenate([right, left, shared], -1)], axis=-2)
 
 
 def _with_flag(x: jax.Array) -> jax.Array:

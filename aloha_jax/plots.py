@@ -3,11 +3,8 @@
 import csv
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
+from matplotlib import colormaps
+from matplotlib.figure import Figure
 
 
 def columns(path: Path) -> dict[str, list[float]]:
@@ -22,7 +19,8 @@ def columns(path: Path) -> dict[str, list[float]]:
 def learning_curve(run_dir: Path) -> Path:
     """Draw `learning_curve.png` from `progress.csv` and `eval/evaluations.csv`; returns its path."""
     progress, evaluations = columns(run_dir / "progress.csv"), columns(run_dir / "eval" / "evaluations.csv")
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+    figure = Figure(figsize=(13, 3.8), layout="constrained")  # not pyplot's, which would choose a notebook's backend
+    axes = figure.subplots(1, 3)
     for axis, title in zip(axes, ("reward per episode", "highest level reached", "share of evaluation episodes"), strict=True):
         axis.set_title(title)
         axis.set_xlabel("environment steps")
@@ -37,7 +35,7 @@ def learning_curve(run_dir: Path) -> Path:
         level.plot(steps, evaluations["mean_max_reward"], "o-", label="evaluation", color="tab:orange")
         for k in range(1, 5):
             label = "success (level 4)" if k == 4 else f"level {k}"
-            share.plot(steps, evaluations[f"level_{k}"], "o-", label=label, color=plt.colormaps["viridis"](k / 4 - 0.2))
+            share.plot(steps, evaluations[f"level_{k}"], "o-", label=label, color=colormaps["viridis"](k / 4 - 0.2))
     level.set_ylim(-0.1, 4.1)
     share.set_ylim(-0.05, 1.05)
     for axis in axes:
@@ -46,6 +44,5 @@ def learning_curve(run_dir: Path) -> Path:
     path = run_dir / "learning_curve.png"
     unfinished = path.with_name(".learning_curve.part.png")
     figure.savefig(unfinished, dpi=120)
-    plt.close(figure)
     unfinished.replace(path)
     return path

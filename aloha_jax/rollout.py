@@ -3,7 +3,6 @@
 import dataclasses
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -11,7 +10,7 @@ from aloha_jax import networks
 from aloha_jax.augmentation import augmented
 from aloha_jax.config import Config
 from aloha_jax.env import Env, EnvState, Observation
-from aloha_jax.networks import RunningStats, as_inputs, normalize_inputs, vector_inputs
+from aloha_jax.networks import ActorCritic, RunningStats, as_inputs, normalize_inputs, vector_inputs
 from aloha_jax.policy import Policy, act, clip_action
 from aloha_jax.ppo import Transition
 from aloha_jax.tasks.insertion import MAX_LEVEL
@@ -75,7 +74,7 @@ class Collector:
 
     config: Config
     env: Env
-    network: nn.Module
+    network: ActorCritic
     params: Any
     stats: dict[str, RunningStats]
     teacher: Policy | None = None
@@ -99,12 +98,11 @@ class Collector:
 
     def _decide(self, state: EnvState, key: jax.Array) -> Decision:
         seen = inputs_of(self.config, state.obs, state.privileged)
-        # A third key beside the two below, which stay what they were before there was augmentation.
-        raw = augmented(seen, jax.random.fold_in(key, 2), self.config.random_shift, self.config.color_jitter)
+        action_key, mix_key, view_key = jax.random.split(key, 3)
+        raw = augmented(seen, view_key, self.config.random_shift, self.config.color_jitter)
         inputs = normalize_inputs(raw, self.stats)
         apply: Any = self.network.apply
         distribution, value = apply(self.params, inputs)
-        action_key, mix_key = jax.random.split(key)
         action = networks.sample(distribution, action_key)
         log_prob = networks.log_prob(distribution, action)
         executed, own, teacher_action = clip_action(self.config, action), None, None

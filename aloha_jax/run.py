@@ -50,7 +50,7 @@ class Run:
         self.config, self.directory = config, directory
         self._identity = identity(directory)
         self.env: Env = env or make_from_config(config)
-        eval_env = make_from_config(config, config.eval_episodes, autoreset=False, frames=self.env.renderer)
+        eval_env = make_from_config(config, config.eval_episodes, autoreset=False, renderer=self.env.renderer)
         seeds = [EVALUATION_SEED + i for i in range(config.eval_episodes)]
         self.evaluator = EngineEvaluator(config, seeds, eval_env)
         self.train_step = training.make_train_step(config, self.env, teacher=checkpoints.load_teacher(config))
@@ -132,8 +132,7 @@ class Run:
             closing.callback(self.profiler.close)
             closing.callback(self.writer.close)
             closing.callback(self.logger.close)
-            if self.env.renderer is not None:
-                closing.callback(self.env.renderer.close)
+            closing.callback(self.env.close)
 
     def _crossed(self, interval: int, update: int) -> bool:
         """Whether this update was the one that crossed a multiple of so many environment steps."""

@@ -3,7 +3,6 @@
 import functools
 from typing import Any, NamedTuple, cast
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,7 +10,7 @@ import optax
 from aloha_jax import ppo
 from aloha_jax.config import LEARNING_RATE_BOUNDS, Config
 from aloha_jax.env import Env, EnvState
-from aloha_jax.networks import RunningStats, vector_inputs
+from aloha_jax.networks import ActorCritic, RunningStats, vector_inputs
 from aloha_jax.policy import Policy, make_network
 from aloha_jax.ppo import Coefficients, Hyperparameters, Transition
 from aloha_jax.rollout import Collector, PipelinedCollector, inputs_of
@@ -69,7 +68,7 @@ def hyperparameters(config: Config) -> Hyperparameters:
     return Hyperparameters(**values)
 
 
-def init_run(config: Config, env: Env, network: nn.Module | None = None) -> RunState:
+def init_run(config: Config, env: Env, network: ActorCritic | None = None) -> RunState:
     """The state before the first step.
 
     Clocks start at random, so that the worlds' time limits do not fall together. What such a world does until its first reset is
@@ -95,7 +94,7 @@ class TrainStep:
     but never the update.
     """
 
-    def __init__(self, config: Config, env: Env, network: nn.Module, teacher: Policy | None):
+    def __init__(self, config: Config, env: Env, network: ActorCritic, teacher: Policy | None):
         self._collect = jax.jit(functools.partial(_collect, config, env, network, teacher), donate_argnums=0)
         self._learn = jax.jit(functools.partial(_learn, config, network), donate_argnums=0)
 
@@ -113,13 +112,13 @@ class TrainStep:
         return max(program._cache_size() for program in programs)
 
 
-def make_train_step(config: Config, env: Env, network: nn.Module | None = None, teacher: Policy | None = None) -> TrainStep:
+def make_train_step(config: Config, env: Env, network: ActorCritic | None = None, teacher: Policy | None = None) -> TrainStep:
     """A rollout and an update of a run; `teacher` sees the privileged observation."""
     return TrainStep(config, env, network or make_network(config), teacher)
 
 
 def _collect(
-    config: Config, env: Env, network: nn.Module, teacher: Policy | None, worlds: EnvState, run: RunState
+    config: Config, env: Env, network: ActorCritic, teacher: Policy | None, worlds: EnvState, run: RunState
 ) -> tuple[EnvState, jax.Array, Any]:
     """The worlds after a rollout, the run's next key, and what `_learn` wants beside the run."""
     key, rollout_key, update_key = jax.random.split(run.key, 3)
@@ -129,7 +128,7 @@ def _collect(
 
 def _learn(
     config: Config,
-    network: nn.Module,
+    network: ActorCritic,
     run: RunState,
     key: jax.Array,
     transitions: Transition,
@@ -149,7 +148,7 @@ def _learn(
         assert config.target_kl is not None  # Config.validate
         opt_state = _adapt(opt_state, metrics["approx_kl"], config.target_kl)
     params = _cap_log_std(config, params, run.update + 1)
-    stats = {name: _updated(stats, vectors[name]) for name, stats in run.stats.items()}
+    stats = {name: _updated(stats, network.views(name, vectors[name])) for name, stats in run.stats.items()}
     metrics |= episodes | {"learning_rate": learning_rate}
     average = _averaged(config, run, params)
     return RunState(params, opt_state, stats, run.env, run.key, run.update + 1, average), metrics
@@ -160,7 +159,7 @@ def _updated(stats: RunningStats, x: jax.Array) -> RunningStats:
     return jax.tree.map(lambda new, old: jnp.where(jnp.isfinite(x).all(), new, old), stats.update(x), stats)
 
 
-def make_collector(config: Config, env: Env, network: nn.Module, run: RunState, teacher: Policy | None = None) -> Collector:
+def make_collector(config: Config, env: Env, network: ActorCritic, run: RunState, teacher: Policy | None = None) -> Collector:
     """The current policy in its worlds, and how they are stepped."""
     mix = _linear(config, run.update, config.teacher_mix, config.teacher_mix_final)
     pipelined = env.draws_ahead and config.n_envs % 2 == 0 and config.start_states != "archive"

@@ -129,8 +129,7 @@ def main(flags: Flags) -> None:
     config = dataclasses.replace(policy.config, engine="c", impl="auto", reward="sparse", episode_length=STEPS)
     evaluator = EngineEvaluator(config, list(range(flags.seed, flags.seed + flags.n_episodes)))
     rollouts, _ = evaluator(Policy(config, policy.params, policy.stats))
-    if evaluator.env.renderer is not None:
-        evaluator.env.renderer.close()
+    evaluator.env.close()
     lengths = np.array([len(rollout.levels) for rollout in rollouts])
     geometry = geometry_along(rollouts, config)
     inserted = np.array([rollout.levels.max() == 4 for rollout in rollouts])

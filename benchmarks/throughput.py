@@ -7,7 +7,6 @@ uv run -m benchmarks.throughput --engine mjx --renderer warp --worlds 1024 4096 
 import concurrent.futures
 import dataclasses
 import multiprocessing
-import os
 import resource
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from aloha_jax.engines.c import action_to_ctrl
 from aloha_jax.env import Env, make_from_config
 from aloha_jax.pixels import DeviceRenderer, Renderer, make_renderer
 from aloha_jax.policy import make_network
+from aloha_jax.startup import usable_cores
 
 HOME = (0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 0.5) * 2  # gym_aloha's start pose, grippers half open
 
@@ -90,7 +90,7 @@ def bare_physics(engine: Engine, flags: Flags, num_worlds: int) -> Callable[[], 
         state = np.zeros((num_worlds, mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_FULLPHYSICS)))
         state[:, 1 : 1 + model.nq] = starts  # behind the time
         ctrl = np.stack([action_to_ctrl(action) for action in np.asarray(actions)], axis=1).repeat(engine.scene.substeps, axis=1)
-        threads = len(os.sched_getaffinity(0))
+        threads = usable_cores()
         pool, each = mujoco.rollout.Rollout(nthread=threads), [mujoco.MjData(model) for _ in range(threads)]
         return lambda: pool.rollout(model, each, state, ctrl)[0]
     from mujoco import mjx

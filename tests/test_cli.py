@@ -65,6 +65,8 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
         ("--n-envs 1.5", "--n-envs"),
         ("--learning-rate fast", "--learning-rate"),
         ("--gamma", "--gamma"),
+        ("--resume", "--resume: expected one argument"),
+        ("--preset", "--preset: expected one argument"),
         ("--task weeding", "--task"),
         ("--obs smell", "--obs"),
         ("--crop 1 2 3", "--crop"),

@@ -20,7 +20,7 @@ from aloha_jax.actions import delta_target, target_limits
 from aloha_jax.config import Config
 from aloha_jax.engines import Physics
 from aloha_jax.env import Env, EnvState, make, make_from_config
-from aloha_jax.tasks.insertion import Insertion
+from aloha_jax.tasks.insertion import Insertion, StartRange
 
 HOME = np.array([0, -0.96, 1.16, 0, -0.3, 0, 0.1, 0, -0.96, 1.16, 0, -0.3, 0, 0.1], np.float32)
 HOLD = HOME[None].repeat(3, axis=0)
@@ -620,11 +620,13 @@ def test_pictures_are_of_the_worlds_they_belong_to(obs: str) -> None:
         ({"action": "relative"}, "action is one of delta, absolute"),
         ({"reward": "rich"}, "reward is one of dense, shaped, sparse"),
         ({"engine": "bullet"}, "engine is "),
-        ({"physics": "quick"}, "physics is one of exact, fast, reduced"),
+        ({"impl": "numpy"}, "impl is one of auto, jax, warp"),
+        ({"physics": "quick"}, "physics is one of fast, exact"),
+        ({"physics": "reduced"}, "physics is one of fast, exact"),  # a scene's name, of mjx's `jax` only
         ({"num_envs": 0}, "num_envs lies in 1..2147483647, not 0"),
-        ({"obs": "pixels", "renderer": "povray"}, "renderer is "),
+        ({"renderer": "povray"}, "renderer is one of auto, egl, warp"),
         ({"obs": "pixels", "crop": (0, 0, 481, 640)}, "crop"),
-        ({"obs": "pixels", "render_quality": "best"}, "quality is one of"),
+        ({"render_quality": "best"}, "render_quality is one of"),
         ({"task": "juggling"}, "task is "),
         ({"obs": "pixels", "image_height": 0}, "image_height"),
         ({"episode_length": 0}, "episode_length"),
@@ -632,6 +634,9 @@ def test_pictures_are_of_the_worlds_they_belong_to(obs: str) -> None:
         ({"start_share": 7.0}, "start_share lies in 0..1, not 7"),
         ({"obs": "pixels", "history": (4, 0)}, "history lies in 1..300, not 0"),
         ({"obs": "state", "history": (4,)}, "history needs pixels"),
+        ({"obs": "state", "observe_target": True}, "observe_target needs pixels"),
+        ({"obs": "state", "camera_shift": 0.01}, "camera_shift needs pixels"),
+        ({"start_range": StartRange(shift=0.3)}, "start_range.shift lies in 0..0.04, not 0.3"),
     ],
 )
 def test_make_says_what_is_wrong(arguments: dict[str, Any], message: str) -> None:

@@ -39,6 +39,11 @@ def test_a_seed_decides_everything(env: VectorEnv) -> None:
     assert not np.array_equal(episode(3)[0], episode(4)[0])
 
 
+def test_worlds_that_stop_are_not_gymnasiums() -> None:
+    with pytest.raises(ValueError, match="autoreset is"):
+        gymnasium.make_vec(aloha_jax.gym.ENV_ID, num_envs=2, autoreset=False)
+
+
 def test_without_a_seed_the_next_reset_differs(env: VectorEnv) -> None:
     first, _ = env.reset(seed=1)
     second, _ = env.reset()

@@ -73,7 +73,7 @@ def renderer() -> Iterator[Watched]:
 
 @pytest.fixture(scope="module")
 def env(renderer: Watched) -> Env:
-    env = make_from_config(CONFIG, frames=renderer)
+    env = make_from_config(CONFIG, renderer=renderer)
     renderer.watch(env)
     return env
 
@@ -134,7 +134,7 @@ def test_so_they_are_under_all_that_the_pixel_recipe_and_the_experts_states_add(
     teacher = dataclasses.replace(student, obs="state", history=(), observe_target=False, start_states="task")
     params = jax.tree.map(lambda x: 2.0 * x, init_params(teacher, jax.random.key(3)))
     policy = Policy(teacher, params, init_stats(teacher))
-    env = make_from_config(student, frames=renderer)
+    env = make_from_config(student, renderer=renderer)
     run = training.init_run(student, env)
     plain, pipelined = (
         compiled(kind, env, run, config=student, teacher=policy, teacher_mix=1.0)() for kind in (Collector, PipelinedCollector)
@@ -200,7 +200,7 @@ def test_what_is_not_drawn_on_the_host_is_not_pipelined() -> None:
 def test_a_renderer_that_fails_says_so(run: RunState) -> None:
     """From the drawing thread, through the callback, to whoever asked for the rollout."""
     renderer = Watched(CONFIG)
-    env = make_from_config(CONFIG, frames=renderer)
+    env = make_from_config(CONFIG, renderer=renderer)
     renderer.close()
     with pytest.raises(Exception, match="the renderer is closed"):
         jax.block_until_ready(compiled(PipelinedCollector, env, run)())

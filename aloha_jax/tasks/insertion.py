@@ -96,8 +96,9 @@ class Insertion:
     def _sample_pose(self, key: jax.Array, low: tuple[float, ...], high: tuple[float, ...]) -> jax.Array:
         """Position and quaternion, float32[7], of an object between two corners."""
         margin = jnp.array([self.start_range.shift, self.start_range.shift, 0.0])
-        position = jax.random.uniform(key, (3,), minval=jnp.array(low) - margin, maxval=jnp.array(high) + margin)
-        half = 0.5 * self.start_range.yaw * jax.random.uniform(jax.random.fold_in(key, 1), minval=-1.0)
+        position_key, yaw_key = jax.random.split(key)
+        position = jax.random.uniform(position_key, (3,), minval=jnp.array(low) - margin, maxval=jnp.array(high) + margin)
+        half = 0.5 * self.start_range.yaw * jax.random.uniform(yaw_key, minval=-1.0)
         return jnp.concatenate([position, jnp.array([jnp.cos(half), 0.0, 0.0, jnp.sin(half)])])
 
     @staticmethod
