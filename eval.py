@@ -28,7 +28,7 @@ class Flags:
     n_episodes: int = 10
     """Number of episodes."""
     sim: Literal["gym_aloha", "c", "mjx"] = "gym_aloha"
-    """The original gym_aloha environment, or one of our own engines."""
+    """The original gym_aloha environment, or one of our own engines under the policy's own physics and pictures."""
     seed: int = 0
     """Episode i starts from seed + i, as env.reset(seed=...) in gym_aloha."""
     save_video: bool = False
@@ -72,7 +72,7 @@ def video_path(flags: Flags) -> Path:
     if flags.video_path is not None:
         return Path(flags.video_path)
     model = Path(flags.model_path).absolute()
-    run = next((p for p in (model, *model.parents) if (p / "checkpoints").is_dir()), None)
+    run = checkpoints.run_of(model)
     folder = run / "eval" / "videos" if run else model / "videos"
     return folder / f"{model.name}-{flags.sim}-seed{flags.seed}.mp4"
 

@@ -232,7 +232,9 @@ def load_teacher(config: Config) -> Policy | None:
     for name in ("task", "action"):
         theirs, ours = getattr(teacher.config, name), getattr(config, name)
         if theirs != ours:
-            raise ConfigError(f"--teacher {config.teacher} was trained with --{name} {theirs}, this run has {ours}")
+            raise ConfigError(
+                f"--teacher {config.teacher} was trained with --{name} {theirs}, this run has {ours}: choose a preset without"
+            )
     return teacher
 
 
@@ -283,6 +285,12 @@ def load_initial(config: Config) -> Policy | None:
 
 def _shapes(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.shape, tree)
+
+
+def run_of(model: Path) -> Path | None:
+    """The run that a model directory lies in, or is; None if it was copied out of it."""
+    model = model.absolute()
+    return next((p for p in (model, *model.parents) if (p / "checkpoints").is_dir()), None)
 
 
 def latest_checkpoint(run: Path) -> Path | None:

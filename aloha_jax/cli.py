@@ -19,7 +19,7 @@ import tyro
 
 from aloha_jax import checkpoints, startup
 from aloha_jax.checkpoints import CheckpointError
-from aloha_jax.config import MAX_EPISODES, Config, ConfigError, SecondStage
+from aloha_jax.config import MAX_EPISODES, Config, ConfigError, LaterStage
 from aloha_jax.pixels import RendererUnavailable
 from aloha_jax.presets import PRESETS
 from aloha_jax.run import Diverged
@@ -45,8 +45,8 @@ def parse(kind: type[T], args: Sequence[str], default: T | None = None, descript
     try:
         with contextlib.redirect_stderr(errors):
             return cast(T, tyro.cli(kind, args=args, default=default, description=description))
-    except BrokenPipeError:  # `--help | head` has seen enough; at exit Python would complain of what it could not flush
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `--help | head`
+        _print_into_the_void()
         raise SystemExit(0) from None
     except SystemExit as error:
         if error.code == 0:
@@ -76,7 +76,7 @@ def parse_config(args: Sequence[str]) -> tuple[Config, set[str]]:
     config = parse(Config, args, default=PRESETS[preset], description="Train a policy with PPO; docs: README.md.")
     given = {word[2:].split("=")[0].removeprefix("no-").replace("-", "_") for word in args if word.startswith("--")}
     given &= {field.name for field in dataclasses.fields(Config)}
-    if preset in typing.get_args(SecondStage) and config.init_from is None and config.resume is None:
+    if preset in typing.get_args(LaterStage) and config.init_from is None and config.resume is None:
         raise ConfigError(f"--preset {preset} goes on from a policy that inserts: give it with --init-from")
     config = dataclasses.replace(config, preset=preset)
     # A run that is resumed has settings of its own, which need not fit those of the command line.
@@ -123,11 +123,10 @@ def user_errors(trains: bool = False) -> Iterator[None]:
         _fail(str(error))
     except Interrupted as error:
         _fail(str(error), error.status)
+    except BrokenPipeError:  # whoever read what we print, as `head`, has seen enough
+        _print_into_the_void()
     except OSError as error:
-        if error.errno not in STORAGE_ERRORS:
-            raise
-        place = f": {error.filename}" if error.filename else ""
-        _fail(f"{error.strerror}{place}: {STORAGE_ERRORS[error.errno]}{intact}")
+        _fail(_of_storage(error) + intact)
     except MemoryError:
         _fail(out_of_memory)
     except RuntimeError as error:  # JAX's and Warp's
@@ -170,6 +169,19 @@ def _print_anything() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _of_storage(error: OSError) -> str:
+    """What could not be written, and what to do; any other error is a bug, and raised again."""
+    if error.errno not in STORAGE_ERRORS:
+        raise error
+    place = f": {error.filename}" if error.filename else ""
+    return f"{error.strerror}{place}: {STORAGE_ERRORS[error.errno]}"
+
+
+def _print_into_the_void() -> None:
+    """From now on; at exit Python would complain of what it could not flush."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def _fail(message: str, status: int = 2) -> typing.NoReturn:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     raise SystemExit(status)
@@ -183,7 +195,7 @@ def _check_choice(name: str, value: Any) -> None:
 
 def _one_line(text: str) -> str:
     """The framed message of tyro as one line."""
-    plain = " ".join(re.sub(r"\x1b\[[0-9;]*m|[│─╭╮╰╯]", " ", text).split())
+    plain = " ".join(re.sub(r"\x1b\[[0-9;]*m|[│─╭╮╰╯]|^-+$", " ", text, flags=re.MULTILINE).split())
     plain = re.sub(r"(Perhaps you meant: --\S+).*", r"\1", plain)
     plain = re.split(r" Argument helptext:| Got errors:| For full helptext| Similar arguments:", plain)[0]
     return (

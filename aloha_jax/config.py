@@ -19,7 +19,7 @@ WORK_AREA = (196, 180, 168, 280)
 
 # Presets; those of the second stage go on from another run.
 FirstStage = Literal["auto", "cpu", "gpu", "state", "scratch", "pixels", "pixels-ppo", "smoke", "guide"]
-SecondStage = Literal["polish", "pixels-polish", "pixels-finetune", "pixels-ppo-polish", "gpu-polish"]
+LaterStage = Literal["polish", "pixels-polish", "pixels-finetune", "pixels-ppo-polish", "gpu-polish"]
 
 LEARNING_RATE_BOUNDS = (1e-5, 2e-3)  # of the adaptive schedule
 MAX_EPISODES = 100_000  # that are judged at a time
@@ -38,7 +38,7 @@ class Config:
     """Every setting of a run. Each field is a flag of `train.py`; the text under it is the flag's help."""
 
     # --- The run
-    preset: Literal[FirstStage, SecondStage] = "auto"
+    preset: Literal[FirstStage, LaterStage] = "auto"
     """Defaults for everything below; `auto` takes `gpu` if JAX sees one, else `cpu`."""
     log_dir: str = "runs/insertion"
     """The run's directory: checkpoints, TensorBoard, evaluations, videos."""
@@ -122,7 +122,7 @@ class Config:
     distill_coef_final: float | None = None
     """What --distill-coef changes to, linearly over the run; None: it does not."""
     ppo_coef: float = 1.0
-    """Weight of PPO's own objective for the policy; 0 with a teacher is DAgger."""
+    """Weight of PPO's own objective for the policy, entropy bonus included; 0 with a teacher is DAgger."""
     teacher_mix: float = 0.0
     """Share of the steps in which the teacher acts instead of the policy."""
     teacher_mix_final: float | None = None
@@ -283,7 +283,7 @@ class Config:
 
     def _validate_backends(self) -> None:
         mjx = self.engine == "mjx"
-        _require(mjx or self.impl == "auto", "impl", "is auto: it chooses between implementations of --engine mjx", self.impl)
+        _require(mjx or self.impl == "auto", "impl", "is for --engine mjx, whose implementations it chooses between", self.impl)
         own = "is fast for --impl jax, which has a collision model of its own"
         _require(self.impl != "jax" or self.physics == "fast", "physics", own, self.physics)
 
@@ -338,7 +338,9 @@ class Config:
         _require(not changed or self.has_pixels, "obs", f"must have pixels with {flags}", self.obs)
         beside = self.history or self.observe_target or self.privileged_critic
         flags = "--history, --observe-target or --privileged-critic"
-        _require(not beside or self.has_pixels, "obs", f"must have pixels with {flags}: the state holds all of it", self.obs)
+        _require(
+            not beside or self.has_pixels, "obs", f"must have pixels with {flags}; --preset state has none of them", self.obs
+        )
         _require(not self.state_coef or self.privileged_critic, "state_coef", "needs --privileged-critic", self.state_coef)
         if self.has_pixels:
             height, width = self.image_height, self.image_width

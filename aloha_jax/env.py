@@ -169,7 +169,7 @@ class Env:
         progress = self.task.start_progress(physics)
         clock = jnp.zeros(num_worlds, jnp.int32)
         target = self.task.agent_pos(physics)
-        privileged = self._privileged(physics, target, progress)
+        privileged = self.task.features(physics, target, progress)
         memory = history.start(history.known(self.obs, self.task.agent_pos(physics), target), self.lags)
         camera = starts.camera(self.camera_shift, keys)
         now = Moment(physics, target, privileged, memory, camera)
@@ -202,7 +202,7 @@ class Env:
     def _reset_ended(self, state: EnvState) -> tuple[EnvState, Moment, Moment]:
         """Start new episodes where one has ended: the worlds, and what there is to observe of them now and before."""
         final = state.physics
-        final_privileged = self._privileged(final, state.target, state.progress)
+        final_privileged = self.task.features(final, state.target, state.progress)
         before = Moment(final, state.target, final_privileged, state.history, state.camera)
         if not self.autoreset:
             after = state._replace(privileged=final_privileged, final_privileged=final_privileged, final_qpos=final.qpos)
@@ -218,7 +218,7 @@ class Env:
         fresh = (start_target, self.task.start_progress(physics), jnp.zeros_like(state.clock), start.of_task, memory, camera)
         old = (state.target, state.progress, state.clock, state.next_task_start, state.history, state.camera)
         target, progress, clock, next_task_start, memory, camera = _choose(done, fresh, old)
-        privileged = self._privileged(physics, target, progress)
+        privileged = self.task.features(physics, target, progress)
         after = state._replace(
             physics=physics,
             target=target,
@@ -251,9 +251,6 @@ class Env:
         fresh = jax.tree.map(jnp.zeros_like, state.episode)
         before = _choose(state.done, fresh, state.episode) if self.autoreset else state.episode
         return Episode(before.total_reward + reward, before.length + 1, jnp.maximum(before.best_level, level))
-
-    def _privileged(self, physics: Physics, target: jax.Array, progress: Progress) -> jax.Array:
-        return self.task.features(physics, target, progress)
 
 
 def make(

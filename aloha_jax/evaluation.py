@@ -15,7 +15,7 @@ import numpy as np
 from aloha_jax import quality
 from aloha_jax.config import Config
 from aloha_jax.env import EPISODE_LENGTH, Env, EnvState, make_from_config
-from aloha_jax.judge import Rollout, gym_aloha_episodes, require_judge
+from aloha_jax.judge import Trajectory, gym_aloha_episodes, require_judge
 from aloha_jax.pixels import frame_to_observation, make_renderer
 from aloha_jax.policy import Policy, act
 from aloha_jax.tasks.insertion import MAX_LEVEL
@@ -85,11 +85,11 @@ def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[f
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
-def summarize(rollouts: list[Rollout], simulator: str) -> Report:
+def summarize(trajectories: list[Trajectory], simulator: str) -> Report:
     """The report on some episodes."""
-    best = np.array([r.levels.max(initial=0) for r in rollouts])
-    qualities = [quality.measure(r.qpos) if r.levels.max(initial=0) == MAX_LEVEL else None for r in rollouts]
-    returns = np.array([r.levels.sum() for r in rollouts])
+    best = np.array([r.levels.max(initial=0) for r in trajectories])
+    qualities = [quality.measure(r.qpos) if r.levels.max(initial=0) == MAX_LEVEL else None for r in trajectories]
+    returns = np.array([r.levels.sum() for r in trajectories])
     episodes = [
         {
             "seed": r.seed,
@@ -99,20 +99,20 @@ def summarize(rollouts: list[Rollout], simulator: str) -> Report:
             "length": len(r.levels),
             **({} if q is None else {"clean": q.clean} | {name: round(x, 2) for name, x in q._asdict().items()}),
         }
-        for r, q in zip(rollouts, qualities, strict=True)
+        for r, q in zip(trajectories, qualities, strict=True)
     ]
     successes = int((best == MAX_LEVEL).sum())
     return Report(
         simulator=simulator,
-        n_episodes=len(rollouts),
-        success_rate=successes / len(rollouts),
-        success_interval=wilson_interval(successes, len(rollouts)),
+        n_episodes=len(trajectories),
+        success_rate=successes / len(trajectories),
+        success_interval=wilson_interval(successes, len(trajectories)),
         mean_reward=float(returns.mean()),
         mean_return=float(returns.mean()),
         mean_max_reward=float(best.mean()),
-        mean_length=float(np.mean([len(r.levels) for r in rollouts])),
-        clean_rate=sum(q is not None and q.clean for q in qualities) / len(rollouts),
-        mean_jerk=float(np.mean([quality.jerk(r.targets) for r in rollouts])),
+        mean_length=float(np.mean([len(r.levels) for r in trajectories])),
+        clean_rate=sum(q is not None and q.clean for q in qualities) / len(trajectories),
+        mean_jerk=float(np.mean([quality.jerk(r.targets) for r in trajectories])),
         level_rates={str(k): float((best >= k).mean()) for k in range(1, MAX_LEVEL + 1)},
         episodes=episodes,
     )
@@ -143,8 +143,8 @@ class EngineEvaluator:
         self._starts = np.stack([self.env.task.start_from_seed(seed) for seed in seeds]).astype(np.float32)
 
     def __call__(
-        self, policy: Policy, key: jax.Array | None = None, interrupted: Callable[[], bool] = lambda: False
-    ) -> tuple[list[Rollout], np.ndarray]:
+        self, policy: Policy, stochastic: bool = False, interrupted: Callable[[], bool] = lambda: False
+    ) -> tuple[list[Trajectory], np.ndarray]:
         """The episodes, and each one's sum of the environment's own (training) rewards, float[N].
 
         Raises:
@@ -152,7 +152,7 @@ class EngineEvaluator:
         """
         state, chunks = self._reset(self._starts), []
         ended = np.zeros(len(self._seeds), bool)
-        keys = None if key is None else jax.random.split(key, self.env.episode_length)
+        keys = _keys_of_steps(self._seeds, self.env.episode_length) if stochastic else None
         for start in range(0, self.env.episode_length, self._chunk):
             if interrupted():
                 raise Abandoned
@@ -164,18 +164,28 @@ class EngineEvaluator:
                 break
         levels, qpos, targets, rewards, done = map(np.concatenate, zip(*chunks, strict=True))
         ends = np.where(done.any(axis=0), done.argmax(axis=0) + 1, len(done))
-        rollouts = [
-            Rollout(seed, levels[:end, i], qpos[:end, i], targets[:end, i])
+        trajectories = [
+            Trajectory(seed, levels[:end, i], qpos[:end, i], targets[:end, i])
             for i, (seed, end) in enumerate(zip(self._seeds, ends, strict=True))
         ]
-        return rollouts, np.array([rewards[:end, i].sum() for i, end in enumerate(ends)])
+        return trajectories, np.array([rewards[:end, i].sum() for i, end in enumerate(ends)])
+
+
+def _keys_of_steps(seeds: list[int], length: int) -> jax.Array:
+    """PRNG keys [length, N], the same as before the judge: an episode's do not depend on those beside it."""
+    keys = jax.vmap(jax.random.key)(np.array(seeds, np.uint32))
+    return jax.vmap(lambda step: jax.vmap(lambda key: jax.random.fold_in(key, step))(keys))(np.arange(length))
 
 
 def _engine_steps(config: Config, env: Env, length: int, params: Any, stats: Any, state: EnvState, keys: jax.Array | None) -> Any:
     """The next state, and levels [T, N], positions [T, N, 30], targets [T, N, 14], rewards and ends [T, N] of `length` steps."""
 
-    def step(state: EnvState, key: jax.Array | None) -> Any:
-        state = env.step(state, act(config, params, stats, state.obs, key))
+    def sampled(obs: Any, key: jax.Array) -> jax.Array:
+        return act(config, params, stats, jax.tree.map(lambda x: x[None], obs), key)[0]
+
+    def step(state: EnvState, keys: jax.Array | None) -> Any:
+        action = act(config, params, stats, state.obs, None) if keys is None else jax.vmap(sampled)(state.obs, keys)
+        state = env.step(state, action)
         return state, (state.level, state.final_qpos, state.target, state.reward, state.done)
 
     return jax.lax.scan(step, state, keys, length=length)
@@ -193,7 +203,7 @@ def evaluate(
     stochastic: bool = False,
     video: Path | None = None,
     num_workers: int = 1,
-    on_episode: Callable[[Rollout], None] = lambda rollout: None,
+    on_episode: Callable[[Trajectory], None] = lambda trajectory: None,
 ) -> Report:
     """Evaluate a policy; episode i starts from `seed + i`.
 
@@ -214,16 +224,16 @@ def evaluate(
         episodes = gym_aloha_episodes(policy, seeds, stochastic, int(video is not None), num_workers=num_workers)
     else:
         episodes = _engine_episodes(policy, simulator, seeds, stochastic)
-    rollouts = []
-    for rollout in episodes:
-        on_episode(rollout)
-        rollouts.append(rollout)
+    trajectories = []
+    for trajectory in episodes:
+        on_episode(trajectory)
+        trajectories.append(trajectory)
     if video is not None:
-        film(rollouts[0], policy.config, video)
-    return summarize(rollouts, simulator)
+        film(trajectories[0], policy.config, video)
+    return summarize(trajectories, simulator)
 
 
-def _engine_episodes(policy: Policy, simulator: str, seeds: list[int], stochastic: bool) -> Iterator[Rollout]:
+def _engine_episodes(policy: Policy, simulator: str, seeds: list[int], stochastic: bool) -> Iterator[Trajectory]:
     """Episodes in one of our engines, in the order of the seeds, some at a time."""
     config = dataclasses.replace(policy.config, engine=cast(Any, simulator), reward="sparse", episode_length=EPISODE_LENGTH)
     size = min(len(seeds), AT_ONCE)
@@ -232,22 +242,21 @@ def _engine_episodes(policy: Policy, simulator: str, seeds: list[int], stochasti
         for start in range(0, len(seeds), size):
             chunk = seeds[start : start + size]
             evaluator.start_from((chunk + seeds)[:size])  # the last chunk is filled up: fewer worlds would be another program
-            key = jax.random.key(chunk[0]) if stochastic else None
-            yield from evaluator(policy, key)[0][: len(chunk)]
+            yield from evaluator(policy, stochastic)[0][: len(chunk)]
 
 
-def film(rollout: Rollout, config: Config, path: Path) -> None:
+def film(trajectory: Trajectory, config: Config, path: Path) -> None:
     """Write one episode as an mp4; frames that the simulator did not keep are rendered from the joint positions."""
-    frames = rollout.frames
+    frames = trajectory.frames
     if frames is None:
         with make_renderer("egl", config.task, 480, 640, None, quality="exact") as renderer:
-            frames = list(renderer.render(rollout.qpos))
-    best = np.maximum.accumulate(rollout.levels)
+            frames = list(renderer.render(trajectory.qpos))
+    best = np.maximum.accumulate(trajectory.levels)
 
     def picture(step: int) -> np.ndarray:
         frame = frames[step]
         view = frame_to_observation(frame, config.image_height, config.image_width, config.crop) if config.has_pixels else None
-        return compose(frame, view, step + 1, int(rollout.levels[step]), int(best[step]))
+        return compose(frame, view, step + 1, int(trajectory.levels[step]), int(best[step]))
 
     # Hold the last picture for a second, so that one can see how it ended.
     steps = list(range(len(frames))) + [len(frames) - 1] * 50

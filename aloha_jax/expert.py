@@ -31,9 +31,6 @@ OVERTRAVEL = 0.006  # commanded beyond contact, to make up for the grip's slip
 GRIPPER_OPEN = 0.97
 GRIPPER_CLOSED = 0.07
 
-# Dimensions of the MJCF's objects; the arm that handles one is the key.
-HALF_HEIGHT = {"left": 0.022, "right": 0.01}  # of the socket and the peg
-HALF_LENGTH = 0.06  # of either, along its x axis
 CONTACT_DISTANCE = 0.1  # between the centres of socket and peg when the peg touches the pin
 
 BASE_YAW = {"left": 0.0, "right": np.pi}  # direction in which an arm reaches over the table
@@ -123,14 +120,14 @@ def _waypoints(arm: str, object_pose: np.ndarray, variation: Variation) -> dict[
         return grip(x + toward_arm * distance / 2, y, z, yaw=0.0)
 
     x, y = object_pose[:2]
-    on_table = grip(x, y, HALF_HEIGHT[arm], _yaw(object_pose[3:]))
+    on_table = grip(x, y, scene.HALF_WIDTH[scene.ARMS.index(arm)], _yaw(object_pose[3:]))
     above = on_table + np.array([0, 0, HOVER, 0])
     return {
         "approach": above,
         "descend": on_table,
         "close": on_table,
         "lift": above,
-        "carry": apart(2 * HALF_LENGTH + GAP),
+        "carry": apart(2 * scene.HALF_LENGTH + GAP),
         "insert": apart(CONTACT_DISTANCE - OVERTRAVEL),
     }
 

@@ -39,7 +39,7 @@ class AlohaVectorEnv(VectorEnv):
         if not kwargs.get("autoreset", True):
             raise ValueError("autoreset is how Gymnasium steps worlds on: take aloha_jax.make for worlds that stop")
         self._jax = jax
-        self._env = make("insertion", num_envs, **kwargs)
+        self._env = make(num_envs=num_envs, **kwargs)
         self._reset, self._step = jax.jit(self._env.reset), jax.jit(self._env.step)
         self._key: Any = None
         self._state: Any = None

@@ -34,7 +34,7 @@ from aloha_jax.tasks.potentials import Shaping
 from aloha_jax.views import vectors_beside_pixels
 
 
-class Rollout(NamedTuple):
+class Trajectory(NamedTuple):
     """One episode.
 
     Attributes:
@@ -129,7 +129,7 @@ class Judge:
     def _physics(self) -> Any:
         return self._env.unwrapped._env.physics
 
-    def episode(self, seed: int, keep_frames: bool = False) -> Rollout:
+    def episode(self, seed: int, keep_frames: bool = False) -> Trajectory:
         """The episode that starts as `env.reset(seed=seed)` does."""
         data, condition, controller = self._physics.data, self._condition, self._controller
         _render_only_what_is_seen(self._env, needed=keep_frames or self._sees)
@@ -150,7 +150,7 @@ class Judge:
             targets.append(action)
             if keep_frames:
                 frames.append(observation["pixels"]["top"])
-        return Rollout(seed, np.array(levels), np.array(qpos), np.array(targets), frames or None)
+        return Trajectory(seed, np.array(levels), np.array(qpos), np.array(targets), frames or None)
 
     def close(self) -> None:
         self._env.close()
@@ -176,7 +176,7 @@ def gym_aloha_episodes(
     keep_frames: int = 0,
     condition: Condition = NOMINAL,
     num_workers: int = 1,
-) -> Iterator[Rollout]:
+) -> Iterator[Trajectory]:
     """Episodes in `gym_aloha/AlohaInsertion-v0`, in the order of the seeds; frames are kept of the first `keep_frames`."""
     tasks = [(seed, i < keep_frames) for i, seed in enumerate(seeds)]
     if min(num_workers, len(seeds)) <= 1:
@@ -216,7 +216,7 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _episode(seed: int, keep_frames: bool) -> Rollout:
+def _episode(seed: int, keep_frames: bool) -> Trajectory:
     return _appointed.episode(seed, keep_frames)
 
 

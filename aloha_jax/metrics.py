@@ -20,7 +20,7 @@ from tensorboardX.proto.summary_pb2 import Summary
 
 from aloha_jax.config import ConfigError
 from aloha_jax.evaluation import Report
-from aloha_jax.judge import Rollout
+from aloha_jax.judge import Trajectory
 from aloha_jax.tasks.insertion import MAX_LEVEL
 from aloha_jax.video import gif_bytes
 
@@ -308,7 +308,7 @@ def report_table(report: Report) -> Table:
 
 
 @contextlib.contextmanager
-def judging(console: Console, n_episodes: int) -> Iterator[Callable[[Rollout], None]]:
+def judging(console: Console, n_episodes: int) -> Iterator[Callable[[Trajectory], None]]:
     """A bar for an evaluation, on a terminal only; what it yields is to be called as each episode ends."""
     bar = Progress(
         TextColumn("judging  {task.completed} of {task.total} episodes, {task.fields[inserted]} inserted"),
@@ -321,9 +321,9 @@ def judging(console: Console, n_episodes: int) -> Iterator[Callable[[Rollout], N
     )
     task, inserted = bar.add_task("", total=n_episodes, inserted=0), 0
 
-    def show(rollout: Rollout) -> None:
+    def show(trajectory: Trajectory) -> None:
         nonlocal inserted
-        inserted += int(rollout.levels.max(initial=0) == MAX_LEVEL)
+        inserted += int(trajectory.levels.max(initial=0) == MAX_LEVEL)
         bar.update(task, advance=1, inserted=inserted)
 
     with bar:

@@ -22,7 +22,7 @@ def make_network(config: Config) -> ActorCritic | MirroredActorCritic:
         features_dim=config.features_dim,
         hidden_sizes=config.hidden_sizes,
         activation=config.activation,
-        privileged_critic=config.privileged_critic and config.has_pixels,
+        privileged_critic=config.privileged_critic,
         log_std_init=config.log_std_init,
         state_size=STATE_SIZE if config.state_coef else None,
     )

@@ -173,7 +173,8 @@ def loss(
     value_loss = jnp.square(value - batch.target_value).mean()
     entropy_loss = -entropy(distribution).mean()
 
-    total = coef.ppo * policy_loss + hp.vf_coef * value_loss + hp.ent_coef * entropy_loss
+    # The bonus goes with the objective: without that nothing would hold exploration back.
+    total = coef.ppo * (policy_loss + hp.ent_coef * entropy_loss) + hp.vf_coef * value_loss
     auxiliary = {}
     if state_error:
         auxiliary["state_loss"] = state_error[0].mean()

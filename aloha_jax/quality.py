@@ -6,12 +6,14 @@ from typing import NamedTuple
 import mujoco
 import numpy as np
 
-from aloha_jax.scene import PEG_QPOS, SOCKET_QPOS, SOCKET_WALLS, make_scene
+from aloha_jax.scene import CONTROL_TIMESTEP, HALF_LENGTH, HALF_WIDTH, PEG_QPOS, SOCKET_QPOS, SOCKET_WALLS, make_scene
 from aloha_jax.tasks.potentials import MOUTH
 
 MAX_TILT, MIN_DEPTH, MAX_PENETRATION = 15.0, 19.9, 1.0  # degrees, mm (contact has a tolerance), mm
-MATING_CORNERS = np.array([[-0.06, y, z] for y in (-0.01, 0.01) for z in (-0.01, 0.01)])  # of the peg, in its frame, metres
-CONTROL_STEP = 0.02  # seconds
+_PEG = HALF_WIDTH[1]
+MATING_CORNERS = np.array(
+    [[-HALF_LENGTH, y, z] for y in (-_PEG, _PEG) for z in (-_PEG, _PEG)]
+)  # of the peg, in its frame, metres
 
 
 class Quality(NamedTuple):
@@ -59,7 +61,7 @@ def measure(qpos: np.ndarray) -> Quality:
 def jerk(targets: np.ndarray) -> float:
     """Mean absolute third derivative of the twelve arm joints' targets, rad/s^3, of an episode's targets float[T, 14]."""
     arms = np.delete(targets, (6, 13), axis=1)  # without the grippers
-    return float(np.abs(np.diff(arms, n=3, axis=0)).mean() / CONTROL_STEP**3) if len(arms) > 3 else 0.0
+    return float(np.abs(np.diff(arms, n=3, axis=0)).mean() / CONTROL_TIMESTEP**3) if len(arms) > 3 else 0.0
 
 
 @functools.cache

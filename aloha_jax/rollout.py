@@ -186,7 +186,7 @@ def _whole(first: EnvState, second: EnvState) -> EnvState:
 
 def inputs_of(config: Config, obs: Observation, privileged: jax.Array) -> dict[str, jax.Array]:
     """What the networks see: the observation, and the simulator's state if a privileged critic does not see it anyway."""
-    return as_inputs(obs, privileged if config.privileged_critic and config.has_pixels else None)
+    return as_inputs(obs, privileged if config.privileged_critic else None)
 
 
 def _episode_sums(state: EnvState) -> dict[str, jax.Array]:

@@ -186,13 +186,13 @@ class Run:
     def _evaluate(self, env_steps: int, interrupted: Callable[[], bool] = lambda: False) -> None:
         self._read_metrics()
         policy = self.policy
-        rollouts, train_rewards = self.evaluator(policy, interrupted=interrupted)
+        trajectories, train_rewards = self.evaluator(policy, interrupted=interrupted)
         self.require_directory()
-        report = evaluation.summarize(rollouts, "mjx" if self.config.engine == "mjx" else "c")
+        report = evaluation.summarize(trajectories, "mjx" if self.config.engine == "mjx" else "c")
         self.logger.log_evaluation(env_steps, report, float(train_rewards.mean()))
         self._score = score(report.n_episodes, report.success_rate, report.mean_max_reward, float(train_rewards.mean()))
         if self.env.renderer is not None:
-            frames = list(self.env.renderer.render(rollouts[0].qpos[::2]))
+            frames = list(self.env.renderer.render(trajectories[0].qpos[::2]))
             self.logger.log_video(env_steps, "eval/video", frames)
         if self._score > self.best_score:
             self.best_score = self._score
@@ -315,9 +315,9 @@ def final_evaluation(config: Config, directory: Path, logger: MetricsLogger) -> 
     before = identity(directory)
     with judging(logger.console, config.final_eval_episodes) as show:
 
-        def on_episode(rollout: judge.Rollout) -> None:
+        def on_episode(trajectory: judge.Trajectory) -> None:
             require_same(directory, before)
-            show(rollout)
+            show(trajectory)
 
         report = evaluation.evaluate(
             policy, "gym_aloha", config.final_eval_episodes, FINAL_SEED, video=video, on_episode=on_episode

@@ -23,6 +23,11 @@ SOCKET_QPOS = slice(23, 30)
 PEG_QVEL = slice(16, 22)
 SOCKET_QVEL = slice(22, 28)
 
+# Sizes of the objects, metres: half of either's length, and per arm (left: socket, right: peg) half of its width, which is how
+# high its centre lies, too.
+HALF_LENGTH = 0.06
+HALF_WIDTH = (0.022, 0.010)
+
 CAMERA = "top"
 FRAME_SHAPE = (480, 640)  # height, width of gym_aloha's camera frames
 WHOLE_FRAME = (0, 0, *FRAME_SHAPE)

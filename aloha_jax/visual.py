@@ -82,7 +82,7 @@ def supersampling(quality: str, height: int, width: int, crop: Crop | None = Non
     """
     if QUALITIES[quality].samples:
         return 1
-    return int(np.clip(round(_covered(height, width, crop) / 2), 2, 4))
+    return _every_second(height, width, crop)
 
 
 def rays_per_pixel(quality: str, height: int, width: int, crop: Crop | None = None) -> int:
@@ -90,7 +90,7 @@ def rays_per_pixel(quality: str, height: int, width: int, crop: Crop | None = No
 
     `fast` needs two to four: about one for every two of gym_aloha's frame along an axis.
     """
-    return QUALITIES[quality].rays or int(np.clip(round(_covered(height, width, crop) / 2), 2, 4))
+    return QUALITIES[quality].rays or _every_second(height, width, crop)
 
 
 def places_in_pixel(count: int) -> np.ndarray:
@@ -119,6 +119,11 @@ def _covered(height: int, width: int, crop: Crop | None) -> float:
     """Pixels of gym_aloha's frame that a pixel of the picture covers along an axis, the mean of both."""
     _, _, crop_height, crop_width = crop or WHOLE_FRAME
     return float(np.sqrt(crop_height / height * crop_width / width))
+
+
+def _every_second(height: int, width: int, crop: Crop | None) -> int:
+    """One for every two pixels of gym_aloha's frame that a pixel of the picture covers along an axis, 2..4."""
+    return int(np.clip(round(_covered(height, width, crop) / 2), 2, 4))
 
 
 def _look_at_crop(camera: mujoco.MjsCamera, crop: Crop, picture: tuple[int, int]) -> None:

@@ -92,10 +92,10 @@ ABLATIONS: dict[str, Ablation] = {
     "pixels-64x64": _whole_frame(64, 64),
     "pixels-84x84": _whole_frame(84, 84),
     "pixels-120x160": _whole_frame(120, 160),
-    "pixels-ppo": Ablation("pixels", "PPO without a teacher", PURE_PPO),
-    "pixels-ppo-own-critic": Ablation("pixels", "the same, its critic sees pixels", (*PURE_PPO, "--no-privileged-critic")),
-    "pixels-ppo-explore": Ablation("pixels", "PPO without a teacher, exploring as `state` does", (*PURE_PPO, *EXPLORE)),
-    "pixels-ppo-explore-own-critic": Ablation(
+    "pixels-untaught": Ablation("pixels", "PPO without a teacher", PURE_PPO),
+    "pixels-untaught-own-critic": Ablation("pixels", "the same, its critic sees pixels", (*PURE_PPO, "--no-privileged-critic")),
+    "pixels-untaught-explore": Ablation("pixels", "PPO without a teacher, exploring as `state` does", (*PURE_PPO, *EXPLORE)),
+    "pixels-untaught-explore-own-critic": Ablation(
         "pixels", "the same, its critic sees pixels", (*PURE_PPO, *EXPLORE, "--no-privileged-critic")
     ),
 }

@@ -30,7 +30,7 @@ from skimage.metrics import structural_similarity
 import aloha_jax
 from aloha_jax import expert, scene
 from aloha_jax.env import EnvState
-from aloha_jax.judge import Rollout
+from aloha_jax.judge import Trajectory
 from aloha_jax.pixels import frame_to_observation, make_renderer
 
 Engine = Literal["c-exact", "c-fast", "mjx-warp", "mjx-warp-exact", "mjx-jax"]
@@ -70,11 +70,11 @@ class BlindInsertion(sim.InsertionTask):
         return {}
 
 
-def judge(seeds: range, plans: np.ndarray) -> list[Rollout]:
+def judge(seeds: range, plans: np.ndarray) -> list[Trajectory]:
     """The episodes in gym_aloha's own simulation, which ends them at level 4; `plans` is float32[T, N, 14]."""
     physics = dm_mujoco.Physics.from_xml_path(str(scene.ASSETS / scene.TASK_SCENES["insertion"].xml))
     simulation = control.Environment(physics, BlindInsertion(), time_limit=float("inf"), control_timestep=DT)
-    rollouts = []
+    trajectories = []
     for i, seed in enumerate(seeds):
         sim.BOX_POSE[0] = np.concatenate(sample_insertion_pose(seed))
         simulation.reset()
@@ -84,11 +84,11 @@ def judge(seeds: range, plans: np.ndarray) -> list[Rollout]:
             qpos.append(physics.data.qpos.copy())
             if levels[-1] == 4:
                 break
-        rollouts.append(Rollout(seed, np.array(levels), np.array(qpos), plans[: len(levels), i]))
-    return rollouts
+        trajectories.append(Trajectory(seed, np.array(levels), np.array(qpos), plans[: len(levels), i]))
+    return trajectories
 
 
-def replay(arguments: dict[str, str], seeds: range, plans: np.ndarray) -> list[Rollout]:
+def replay(arguments: dict[str, str], seeds: range, plans: np.ndarray) -> list[Trajectory]:
     """The same episodes in one of our engines, as one batch, cut at level 4 too."""
     make: Any = aloha_jax.make
     env = make("insertion", len(seeds), obs="state", reward="sparse", autoreset=False, **arguments)
@@ -109,7 +109,7 @@ def replay(arguments: dict[str, str], seeds: range, plans: np.ndarray) -> list[R
     done = levels == 4
     ends = np.where(done.any(axis=0), done.argmax(axis=0) + 1, len(levels))
     return [
-        Rollout(seed, levels[:end, i], qpos[:end, i], plans[:end, i])
+        Trajectory(seed, levels[:end, i], qpos[:end, i], plans[:end, i])
         for i, (seed, end) in enumerate(zip(seeds, ends, strict=True))
     ]
 
@@ -130,7 +130,7 @@ class Agreement(NamedTuple):
     final: np.ndarray
 
 
-def compare(ours: list[Rollout], theirs: list[Rollout]) -> Agreement:
+def compare(ours: list[Trajectory], theirs: list[Trajectory]) -> Agreement:
     pairs = list(zip(ours, theirs, strict=True))
     same = np.concatenate([a.levels[: len(b.levels)] == b.levels[: len(a.levels)] for a, b in pairs])
     apart = [a.qpos[-1] - b.qpos[-1] for a, b in pairs]

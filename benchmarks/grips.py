@@ -22,10 +22,11 @@ from aloha_jax import checkpoints, cli
 from aloha_jax.config import Config
 from aloha_jax.engines import make_engine
 from aloha_jax.evaluation import EngineEvaluator
-from aloha_jax.judge import Rollout
+from aloha_jax.judge import Trajectory
 from aloha_jax.policy import Policy
+from aloha_jax.scene import HALF_WIDTH
 from aloha_jax.tasks import make_task
-from aloha_jax.tasks.potentials import MOUTH, OBJECT_REST_HEIGHT, Geometry, peg_in_socket
+from aloha_jax.tasks.potentials import MOUTH, Geometry, peg_in_socket
 
 ARMS = ("socket", "peg")
 STEPS = 120  # of each episode
@@ -64,12 +65,12 @@ class Grips(NamedTuple):
     pitch: np.ndarray
 
 
-def geometry_along(rollouts: list[Rollout], config: Config) -> Geometry:
+def geometry_along(trajectories: list[Trajectory], config: Config) -> Geometry:
     """The episodes' geometry; axes [episode, step, ...]. An episode that has ended stays as it was."""
     engine = make_engine("c", config.task, "exact")
     task = make_task(config.task, engine.scene)
     compute = jax.jit(lambda qpos: task.geometry(engine.reset(qpos, jnp.zeros((STEPS, engine.scene.model.nv)))))
-    padded = [np.concatenate([r.qpos, np.repeat(r.qpos[-1:], STEPS - len(r.qpos), axis=0)]) for r in rollouts]
+    padded = [np.concatenate([r.qpos, np.repeat(r.qpos[-1:], STEPS - len(r.qpos), axis=0)]) for r in trajectories]
     episodes = [jax.device_get(compute(jnp.asarray(qpos, jnp.float32))) for qpos in padded]
     return jax.tree.map(lambda *x: np.stack(x), *episodes)
 
@@ -92,7 +93,7 @@ def grips_of(geometry: Geometry, arm: int, lengths: np.ndarray) -> list[Grips]:
     position, rotation = geometry.position[:, :, arm], geometry.rotation[:, :, arm]
     offset = np.einsum("ntj,ntji->nti", geometry.fingertips[:, :, arm].mean(axis=2) - position, rotation)
     hand = np.einsum("ntji,ntjk->ntik", rotation, geometry.gripper[:, :, arm])  # its axes in the object's frame
-    height = position[..., 2] - OBJECT_REST_HEIGHT[arm]
+    height = position[..., 2] - HALF_WIDTH[arm]
     in_hand = np.linalg.norm(offset, axis=-1) < IN_HAND
     first = lift_offs(np.asarray(height), in_hand, lengths)
     grips = []
@@ -128,17 +129,17 @@ def main(flags: Flags) -> None:
     cli.require_episodes(flags.n_episodes, flags.seed, 1)
     config = dataclasses.replace(policy.config, engine="c", impl="auto", reward="sparse", episode_length=STEPS)
     evaluator = EngineEvaluator(config, list(range(flags.seed, flags.seed + flags.n_episodes)))
-    rollouts, _ = evaluator(Policy(config, policy.params, policy.stats))
+    trajectories, _ = evaluator(Policy(config, policy.params, policy.stats))
     evaluator.env.close()
-    lengths = np.array([len(rollout.levels) for rollout in rollouts])
-    geometry = geometry_along(rollouts, config)
-    inserted = np.array([rollout.levels.max() == 4 for rollout in rollouts])
-    print(f"inserted in {inserted.mean():.0%} of {len(rollouts)} within {STEPS} steps")
+    lengths = np.array([len(trajectory.levels) for trajectory in trajectories])
+    geometry = geometry_along(trajectories, config)
+    inserted = np.array([trajectory.levels.max() == 4 for trajectory in trajectories])
+    print(f"inserted in {inserted.mean():.0%} of {len(trajectories)} within {STEPS} steps")
     print("| object | steps after it leaves the table | held | along, mm | height, mm | roll, ° | pitch, ° |")
     print("|---" * 7 + "|")
     for arm, name in enumerate(ARMS):
         for later, grips in zip(LATER, grips_of(geometry, arm, lengths), strict=True):
-            held = len(grips.along) / len(rollouts)
+            held = len(grips.along) / len(trajectories)
             shown = [median_and_spread(x) if len(x) else "" for x in grips]
             print(f"| {name} | {later} | {held:.0%} | {' | '.join(shown)} |")
     print("\n| the tip at the mouth, mm over or under the socket's axis | episodes | inserted |\n|---|---|---|")

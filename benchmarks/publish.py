@@ -42,8 +42,7 @@ def main(flags: Flags) -> None:
         raise ConfigError(f"--to {flags.to} exists: choose another, or delete it yourself")
     policy = checkpoints.load_policy(flags.model_path)
     judge.require_judge()  # before anything is written
-    model = Path(flags.model_path).absolute()
-    run = next((p for p in (model, *model.parents) if (p / "checkpoints").is_dir()), None)
+    run = checkpoints.run_of(Path(flags.model_path))
     # Nothing of where it was made, and nothing that a reader of the configuration would look for in vain.
     config = dataclasses.replace(
         policy.config,
@@ -59,10 +58,10 @@ def main(flags: Flags) -> None:
         note.write_text("Checkpoint commit was successful\n")
     done = 0
 
-    def count(rollout: judge.Rollout) -> None:
+    def count(trajectory: judge.Trajectory) -> None:
         nonlocal done
         done += 1
-        print(f"seed {rollout.seed}: level {rollout.levels.max()}, {done} of {flags.n_episodes}", flush=True)
+        print(f"seed {trajectory.seed}: level {trajectory.levels.max()}, {done} of {flags.n_episodes}", flush=True)
 
     video = flags.to / "insertion.mp4"
     report = evaluation.evaluate(

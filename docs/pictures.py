@@ -45,15 +45,15 @@ def main(flags: Flags) -> None:
     if flags.condition not in known:
         raise ConfigError(f"--condition is one of {'; '.join(known)}; not {flags.condition!r}")
     condition = known[flags.condition]
-    rollout = next(judge.gym_aloha_episodes(policy, [flags.seed], keep_frames=1, condition=condition))
-    levels, config = rollout.levels, policy.config
-    if levels.max() < MAX_LEVEL or rollout.frames is None:
+    trajectory = next(judge.gym_aloha_episodes(policy, [flags.seed], keep_frames=1, condition=condition))
+    levels, config = trajectory.levels, policy.config
+    if levels.max() < MAX_LEVEL or trajectory.frames is None:
         raise ConfigError(f"--seed {flags.seed} reached level {levels.max()} only: choose another")
     best = np.maximum.accumulate(levels)
     lifted, end = int(np.argmax(levels >= 2)), len(levels) - 1
     pictures = []
     for step in (0, lifted, (lifted + end) // 2, end):  # start, grasp, carry, insertion
-        frame = rollout.frames[step]
+        frame = trajectory.frames[step]
         view = frame_to_observation(frame, config.image_height, config.image_width, config.crop) if config.has_pixels else None
         pictures.append(compose(frame, view, step + 1, int(levels[step]), int(best[step])))
     sheet = Image.fromarray(np.concatenate([np.concatenate(pictures[i : i + 2], axis=1) for i in (0, 2)]))

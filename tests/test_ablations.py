@@ -36,10 +36,10 @@ CHANGES = {
     "pixels-64x64": {"crop": None, "image_height": 64, "image_width": 64},
     "pixels-84x84": {"crop": None, "image_height": 84, "image_width": 84},
     "pixels-120x160": {"crop": None, "image_height": 120, "image_width": 160},
-    "pixels-ppo": PURE_PPO,
-    "pixels-ppo-own-critic": PURE_PPO | {"privileged_critic": False},
-    "pixels-ppo-explore": PURE_PPO | AS_STATE,
-    "pixels-ppo-explore-own-critic": PURE_PPO | AS_STATE | {"privileged_critic": False},
+    "pixels-untaught": PURE_PPO,
+    "pixels-untaught-own-critic": PURE_PPO | {"privileged_critic": False},
+    "pixels-untaught-explore": PURE_PPO | AS_STATE,
+    "pixels-untaught-explore-own-critic": PURE_PPO | AS_STATE | {"privileged_critic": False},
 }
 RECORDS = {"seed", "log_dir", "total_timesteps", "eval_freq", "eval_episodes", "checkpoint_freq", "final_eval_episodes"}
 
@@ -90,7 +90,7 @@ def test_budget_and_records_are_the_same_for_all(name: str) -> None:
 def test_pixels_are_left_out_unless_there_is_a_teacher() -> None:
     assert Flags().names == tuple(name for name in ABLATIONS if name.startswith("state"))
     assert Flags(teacher="t").names == tuple(ABLATIONS)
-    assert Flags(only=("pixels-ppo",)).names == ("pixels-ppo",)  # pure PPO needs none
+    assert Flags(only=("pixels-untaught",)).names == ("pixels-untaught",)  # pure PPO needs none
     with pytest.raises(ConfigError, match="--teacher is needed by pixels-64x64"):
         _ = Flags(only=("pixels-64x64",)).names
     with pytest.raises(ConfigError, match="--only nonsense: there is no such ablation; there are state, "):

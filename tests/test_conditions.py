@@ -14,7 +14,7 @@ from gym_aloha.constants import START_ARM_POSE
 from aloha_jax import checkpoints, judge
 from aloha_jax.conditions import NOMINAL, Condition
 from aloha_jax.config import ConfigError
-from aloha_jax.judge import Rollout
+from aloha_jax.judge import Trajectory
 from aloha_jax.policy import Policy, init_params, init_stats
 from aloha_jax.presets import PRESETS
 from aloha_jax.tasks.insertion import Insertion
@@ -72,7 +72,7 @@ def test_light(brightness: float, expected: list[int]) -> None:
     np.testing.assert_array_equal(Condition(brightness=brightness).light(frame), [[expected]])
 
 
-def first_steps(condition: Condition) -> Rollout:
+def first_steps(condition: Condition) -> Trajectory:
     """The whole of an episode by a policy that moves."""
     policy = Policy(STATE, jax.tree.map(lambda x: 3.0 * x, init_params(STATE, jax.random.key(0))), init_stats(STATE))
     return next(judge.gym_aloha_episodes(policy, [5], condition=condition))
@@ -95,9 +95,9 @@ def test_a_film_shows_the_condition() -> None:
     policy = checkpoints.load_policy(str(ROBUST))  # inserts within 50 steps, which are as many frames
 
     def last_frame(condition: Condition) -> np.ndarray:
-        [rollout] = judge.gym_aloha_episodes(policy, [5], keep_frames=1, condition=condition)
-        assert rollout.frames is not None
-        return rollout.frames[-1]
+        [trajectory] = judge.gym_aloha_episodes(policy, [5], keep_frames=1, condition=condition)
+        assert trajectory.frames is not None
+        return trajectory.frames[-1]
 
     dark = last_frame(NOMINAL) // 2
     changed = last_frame(Condition(brightness=0.5, camera_shift=(0.02, 0.0)))

@@ -23,7 +23,7 @@ from aloha_jax.actions import DELTA_SCALE
 from aloha_jax.config import Config
 from aloha_jax.env import make_from_config
 from aloha_jax.evaluation import evaluate, summarize, wilson_interval
-from aloha_jax.judge import Rollout
+from aloha_jax.judge import Trajectory
 from aloha_jax.pixels import RendererUnavailable
 from aloha_jax.policy import Policy, init_params, init_stats
 from aloha_jax.presets import PRESETS
@@ -52,13 +52,13 @@ def test_wilson_interval(successes: int, trials: int, low: float, high: float) -
     assert wilson_interval(successes, trials) == pytest.approx((low, high), abs=6e-5)
 
 
-def rollout(seed: int, levels: list[int]) -> Rollout:
+def trajectory(seed: int, levels: list[int]) -> Trajectory:
     qpos = Insertion.start_from_seed(seed)
-    return Rollout(seed, np.array(levels), np.tile(qpos, (len(levels), 1)), np.zeros((len(levels), 14)))
+    return Trajectory(seed, np.array(levels), np.tile(qpos, (len(levels), 1)), np.zeros((len(levels), 14)))
 
 
 def test_a_report_by_hand() -> None:
-    report = summarize([rollout(7, [0, 1, 2, 4]), rollout(8, [0, 0, 1, 0, 3]), rollout(9, [0, 0, 0])], "c")
+    report = summarize([trajectory(7, [0, 1, 2, 4]), trajectory(8, [0, 0, 1, 0, 3]), trajectory(9, [0, 0, 0])], "c")
     assert report.simulator == "c"
     assert report.n_episodes == 3
     assert report.success_rate == pytest.approx(1 / 3)
@@ -83,12 +83,12 @@ def test_a_report_by_hand() -> None:
 
 def test_a_report_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "report.json"
-    summarize([rollout(0, [4])], "c").write(path)
+    summarize([trajectory(0, [4])], "c").write(path)
     before = path.read_text()
     assert json.loads(before)["success_rate"] == 1.0
     monkeypatch.setattr(evaluation.Report, "to_json", lambda self: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        summarize([rollout(0, [0])], "c").write(path)
+        summarize([trajectory(0, [0])], "c").write(path)
     assert path.read_text() == before
     assert list(tmp_path.iterdir()) == [path]
 
@@ -103,20 +103,20 @@ def policy() -> Policy:
     return Policy(SMALL, jax.tree.map(lambda x: 3.0 * x, params), init_stats(SMALL))
 
 
-def rollouts_of(policy: Any, simulator: str, n: int, seed: int, **options: Any) -> list[Rollout]:
-    rollouts: list[Rollout] = []
-    report = evaluate(policy, simulator, n, seed, on_episode=rollouts.append, **options)
-    assert report.episodes == summarize(rollouts, simulator).episodes
-    assert [r.seed for r in rollouts] == list(range(seed, seed + n))
-    return rollouts
+def rollouts_of(policy: Any, simulator: str, n: int, seed: int, **options: Any) -> list[Trajectory]:
+    trajectories: list[Trajectory] = []
+    report = evaluate(policy, simulator, n, seed, on_episode=trajectories.append, **options)
+    assert report.episodes == summarize(trajectories, simulator).episodes
+    assert [r.seed for r in trajectories] == list(range(seed, seed + n))
+    return trajectories
 
 
 @pytest.fixture(scope="module")
-def several(policy: Policy) -> list[Rollout]:
+def several(policy: Policy) -> list[Trajectory]:
     return rollouts_of(policy, "c", 3, seed=5)
 
 
-def test_the_same_seed_gives_the_same_episode_alone_or_among_others(policy: Policy, several: list[Rollout]) -> None:
+def test_the_same_seed_gives_the_same_episode_alone_or_among_others(policy: Policy, several: list[Trajectory]) -> None:
     alone, again = rollouts_of(policy, "c", 1, seed=6), rollouts_of(policy, "c", 3, seed=5)
     for a, b in zip(several, again, strict=True):
         np.testing.assert_array_equal(a.qpos, b.qpos)
@@ -126,7 +126,7 @@ def test_the_same_seed_gives_the_same_episode_alone_or_among_others(policy: Poli
     assert np.abs(several[0].qpos - several[1].qpos).max() > 1e-2
 
 
-def test_many_episodes_are_run_in_batches_of_one_program(policy: Policy, several: list[Rollout], monkeypatch: Any) -> None:
+def test_many_episodes_are_run_in_batches_of_one_program(policy: Policy, several: list[Trajectory], monkeypatch: Any) -> None:
     """Two at a time, the second time with one to spare."""
     evaluators: list[Any] = []
 
@@ -154,8 +154,8 @@ def test_an_evaluation_can_be_abandoned_after_a_few_steps(policy: Policy) -> Non
     with pytest.raises(evaluation.Abandoned):
         evaluator(policy, interrupted=interrupted)
     assert asked == 2  # not once more after it was told
-    [rollout], _ = evaluator(policy)
-    assert len(rollout.levels) == SMALL.episode_length
+    [trajectory], _ = evaluator(policy)
+    assert len(trajectory.levels) == SMALL.episode_length
 
 
 def test_an_evaluation_ends_with_its_last_episode() -> None:
@@ -168,10 +168,10 @@ def test_an_evaluation_ends_with_its_last_episode() -> None:
         return False
 
     evaluator = evaluation.EngineEvaluator(dataclasses.replace(policy.config, episode_length=300), [3, 4])
-    rollouts, _ = evaluator(policy, interrupted=interrupted)
-    assert [rollout.levels[-1] for rollout in rollouts] == [4, 4]
-    longest = max(len(rollout.levels) for rollout in rollouts)
-    assert min(len(rollout.levels) for rollout in rollouts) < longest < 150
+    trajectories, _ = evaluator(policy, interrupted=interrupted)
+    assert [trajectory.levels[-1] for trajectory in trajectories] == [4, 4]
+    longest = max(len(trajectory.levels) for trajectory in trajectories)
+    assert min(len(trajectory.levels) for trajectory in trajectories) < longest < 150
     assert asked == -(-longest // 6)  # six steps at a time: the most up to 8 that divide 300
 
 
@@ -183,7 +183,7 @@ def test_pictures_of_another_size_or_kind_are_refused(pixels: np.ndarray) -> Non
         policy.act({"pixels": jnp.asarray(pixels), "agent_pos": jnp.zeros((2, 14))})
 
 
-def test_a_report_goes_through_links_and_into_what_is_no_file(several: list[Rollout], tmp_path: Path) -> None:
+def test_a_report_goes_through_links_and_into_what_is_no_file(several: list[Trajectory], tmp_path: Path) -> None:
     report, link = summarize(several, "c"), tmp_path / "link"
     link.symlink_to(tmp_path / "there.json")
     report.write(link)
@@ -196,21 +196,23 @@ def test_a_report_goes_through_links_and_into_what_is_no_file(several: list[Roll
         assert json.loads(text.result())["n_episodes"] == 3
 
 
-def test_sampled_actions_follow_the_seed(policy: Policy, several: list[Rollout]) -> None:
+def test_sampled_actions_follow_the_seed(policy: Policy, several: list[Trajectory]) -> None:
     sample, again = (rollouts_of(policy, "c", 3, seed=5, stochastic=True) for _ in range(2))
     for a, b, mean in zip(sample, again, several, strict=True):
         np.testing.assert_array_equal(a.qpos, b.qpos)
         assert np.abs(a.qpos - mean.qpos).max() > 1e-2
+    alone = rollouts_of(policy, "c", 1, seed=6, stochastic=True)
+    np.testing.assert_allclose(sample[1].qpos[:20], alone[0].qpos[:20], atol=1e-4)
 
 
-def assert_starts_where_gym_aloha_does(rollouts: list[Rollout]) -> None:
-    for rollout in rollouts:
-        peg, socket = sample_insertion_pose(rollout.seed)
-        np.testing.assert_allclose(rollout.qpos[0, scene.PEG_QPOS][:2], peg[:2], atol=1e-3)
-        np.testing.assert_allclose(rollout.qpos[0, scene.SOCKET_QPOS][:2], socket[:2], atol=1e-3)
+def assert_starts_where_gym_aloha_does(trajectories: list[Trajectory]) -> None:
+    for trajectory in trajectories:
+        peg, socket = sample_insertion_pose(trajectory.seed)
+        np.testing.assert_allclose(trajectory.qpos[0, scene.PEG_QPOS][:2], peg[:2], atol=1e-3)
+        np.testing.assert_allclose(trajectory.qpos[0, scene.SOCKET_QPOS][:2], socket[:2], atol=1e-3)
 
 
-def test_episode_i_starts_from_seed_plus_i(several: list[Rollout]) -> None:
+def test_episode_i_starts_from_seed_plus_i(several: list[Trajectory]) -> None:
     assert_starts_where_gym_aloha_does(several)
 
 
@@ -242,14 +244,14 @@ STATE_ABSOLUTE = dataclasses.replace(PRESETS["smoke"], obs="state", action="abso
 
 
 def test_the_experts_insertions_are_counted_as_successes() -> None:
-    demonstrator, rollouts = Demonstrator(20, STATE_ABSOLUTE), []
+    demonstrator, trajectories = Demonstrator(20, STATE_ABSOLUTE), []
 
-    def next_start(rollout: Rollout) -> None:
-        rollouts.append(rollout)
-        if len(rollouts) == 1:  # the third episode gets the second's plan, and fails
-            demonstrator.start(rollout.seed + 1)
+    def next_start(trajectory: Trajectory) -> None:
+        trajectories.append(trajectory)
+        if len(trajectories) == 1:  # the third episode gets the second's plan, and fails
+            demonstrator.start(trajectory.seed + 1)
         else:
-            demonstrator.start(rollout.seed)
+            demonstrator.start(trajectory.seed)
 
     report = evaluate(cast(Policy, demonstrator), "gym_aloha", 3, seed=20, on_episode=next_start)
     assert [episode["max_level"] == 4 for episode in report.episodes] == [True, True, False]
@@ -257,7 +259,7 @@ def test_the_experts_insertions_are_counted_as_successes() -> None:
     assert set(report.episodes[0]["levels"]) == {"1", "2", "3", "4"}
     assert report.episodes[0]["length"] == report.episodes[0]["levels"]["4"] < 300
     assert report.episodes[2]["length"] == 300
-    assert_starts_where_gym_aloha_does(rollouts)
+    assert_starts_where_gym_aloha_does(trajectories)
 
 
 class Witness(Demonstrator):
@@ -350,10 +352,10 @@ def test_in_gym_aloha_a_policy_looks_back_as_far_as_in_our_environment(obs: Lite
 def test_side_by_side_the_episodes_are_the_same(policy: Policy) -> None:
     [alone] = judge.gym_aloha_episodes(policy, [2])
     together = list(judge.gym_aloha_episodes(policy, [1, 2], keep_frames=1, num_workers=2))
-    assert [rollout.seed for rollout in together] == [1, 2]
+    assert [trajectory.seed for trajectory in together] == [1, 2]
     np.testing.assert_array_equal(together[1].qpos, alone.qpos)
     np.testing.assert_array_equal(together[1].levels, alone.levels)
-    assert [rollout.frames is not None for rollout in together] == [True, False]
+    assert [trajectory.frames is not None for trajectory in together] == [True, False]
 
 
 @pytest.mark.slow

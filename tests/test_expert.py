@@ -63,7 +63,7 @@ def replay(simulation: control.Environment, qpos: np.ndarray, actions: np.ndarra
             break
     named = simulation.physics.named.data
     peg, socket = (named.xmat[name].reshape(3, 3)[:, 0] for name in ("peg", "socket"))
-    tip = named.xpos["peg"] - expert.HALF_LENGTH * peg - named.xpos["socket"]
+    tip = named.xpos["peg"] - scene.HALF_LENGTH * peg - named.xpos["socket"]
     tilt = np.degrees(np.arctan2(np.linalg.norm(np.cross(peg, socket)), peg @ socket))
     return Outcome(max(levels), float(tilt), float(np.linalg.norm(tip - (tip @ socket) * socket)))
 
@@ -180,7 +180,7 @@ def test_refuses_what_it_cannot_do() -> None:
 def test_dimensions_are_those_of_the_mjcf() -> None:
     model = scene.make_scene(physics="exact").model
     peg, pin, floor = (model.geom(name) for name in ("red_peg", "pin", "socket-1"))
-    assert expert.HALF_HEIGHT["right"] == pytest.approx(peg.size[2])
-    assert expert.HALF_HEIGHT["left"] == pytest.approx(floor.size[2] - floor.pos[2])
-    assert expert.HALF_LENGTH == pytest.approx(peg.size[0]) == pytest.approx(floor.size[0])
+    assert scene.HALF_WIDTH[1] == pytest.approx(peg.size[2])
+    assert scene.HALF_WIDTH[0] == pytest.approx(floor.size[2] - floor.pos[2])
+    assert scene.HALF_LENGTH == pytest.approx(peg.size[0]) == pytest.approx(floor.size[0])
     assert pytest.approx(peg.size[0] + pin.size[0]) == expert.CONTACT_DISTANCE

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from aloha_jax.config import ConfigError
-from aloha_jax.tasks.potentials import HALF_LENGTH, Geometry
+from aloha_jax.scene import HALF_LENGTH
+from aloha_jax.tasks.potentials import Geometry
 from benchmarks import grips
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"

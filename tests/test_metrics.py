@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from aloha_jax import metrics, plots
 from aloha_jax.evaluation import summarize
-from aloha_jax.judge import Rollout
+from aloha_jax.judge import Trajectory
 from aloha_jax.metrics import CsvFile, MetricsLogger, judging, print_report
 from tests.small_run import PIXELS, STATE, small_run
 
@@ -160,7 +160,7 @@ def test_speed_is_that_of_training_alone(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_a_report_is_printed_as_json_where_no_one_looks(capsys: pytest.CaptureFixture[str]) -> None:
-    report = summarize([Rollout(0, np.array([0, 4]), np.zeros((2, 30)), np.zeros((2, 14)))], "c")
+    report = summarize([Trajectory(0, np.array([0, 4]), np.zeros((2, 30)), np.zeros((2, 14)))], "c")
     print_report(report, {"video": "film.mp4"})
     captured = capsys.readouterr()
     assert captured.out == report.to_json() + "\n"
@@ -171,6 +171,28 @@ def test_paths_stay_whole_in_tables(capsys: pytest.CaptureFixture[str]) -> None:
     path = "/a/rather/long/path/" + 5 * "of-folders-within-folders/"
     metrics.make_console().print(metrics.summary_table("done", {"best model": path}))
     assert path in capsys.readouterr().out
+
+
+def test_whoever_stops_reading_a_report_gets_no_traceback() -> None:
+    """As `eval.py | head -1` does."""
+    program = """if True:
+        from aloha_jax import cli
+        with cli.user_errors():
+            print("read", flush=True)
+            input()
+            print("x" * 100_000)
+    """
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", program], stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
 
 
 def test_whoever_stops_reading_the_console_stops_nothing() -> None:
@@ -194,7 +216,7 @@ def test_whoever_stops_reading_the_console_stops_nothing() -> None:
 
 def test_a_judging_is_counted_on_a_terminal_and_silent_elsewhere() -> None:
     inserts, lifts = (
-        Rollout(seed, np.array([0, level]), np.zeros((2, 30)), np.zeros((2, 14))) for seed, level in enumerate((4, 2))
+        Trajectory(seed, np.array([0, level]), np.zeros((2, 30)), np.zeros((2, 14))) for seed, level in enumerate((4, 2))
     )
     for terminal in (True, False):
         output = io.StringIO()

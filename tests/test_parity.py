@@ -16,7 +16,7 @@ from gym_aloha.utils import sample_insertion_pose
 from aloha_jax import expert, scene
 from aloha_jax.engines.c import action_to_ctrl
 from aloha_jax.env import EnvState, make
-from aloha_jax.judge import Rollout
+from aloha_jax.judge import Trajectory
 from benchmarks.fidelity import judge
 
 SEEDS = range(40)
@@ -30,12 +30,12 @@ def plans() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def judged(plans: np.ndarray) -> list[Rollout]:
+def judged(plans: np.ndarray) -> list[Trajectory]:
     """The episodes in gym_aloha's own simulation, which ends them at level 4."""
     return judge(SEEDS, plans)
 
 
-def replay(physics: str, plans: np.ndarray) -> list[Rollout]:
+def replay(physics: str, plans: np.ndarray) -> list[Trajectory]:
     """The episodes in our environment, cut at level 4 too."""
     env = make("insertion", len(SEEDS), engine="c", physics=physics, obs="state", reward="sparse", autoreset=False)
     starts = np.stack([env.task.start_from_seed(seed) for seed in SEEDS])
@@ -49,13 +49,13 @@ def replay(physics: str, plans: np.ndarray) -> list[Rollout]:
     done = levels == 4
     ends = np.where(done.any(axis=0), done.argmax(axis=0) + 1, len(levels))
     return [
-        Rollout(seed, levels[:end, i], qpos[:end, i], np.zeros((end, 14)))
+        Trajectory(seed, levels[:end, i], qpos[:end, i], np.zeros((end, 14)))
         for i, (seed, end) in enumerate(zip(SEEDS, ends, strict=True))
     ]
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_mj_step_on_our_model_is_gym_aloha_to_the_bit(judged: list[Rollout], plans: np.ndarray, seed: int) -> None:
+def test_mj_step_on_our_model_is_gym_aloha_to_the_bit(judged: list[Trajectory], plans: np.ndarray, seed: int) -> None:
     """The scene's edits change nothing physical, and dm_control adds nothing; the rest is rounding on the way through JAX."""
     model = scene.make_scene(physics="exact").model
     data = mujoco.MjData(model)
@@ -66,11 +66,11 @@ def test_mj_step_on_our_model_is_gym_aloha_to_the_bit(judged: list[Rollout], pla
         np.testing.assert_array_equal(data.qpos, wanted)
 
 
-def successes(rollouts: list[Rollout]) -> list[int]:
-    return [rollout.seed for rollout in rollouts if rollout.levels[-1] == 4]
+def successes(trajectories: list[Trajectory]) -> list[int]:
+    return [trajectory.seed for trajectory in trajectories if trajectory.levels[-1] == 4]
 
 
-def object_distances(ours: Rollout, theirs: Rollout) -> np.ndarray:
+def object_distances(ours: Trajectory, theirs: Trajectory) -> np.ndarray:
     """[steps] metres between where peg or socket is, whichever is farther off, until the first of the two has ended.
 
     The last one compares the ends, wherever they are.
@@ -88,7 +88,7 @@ class Comparison(NamedTuple):
     path: float  # at any time
 
 
-def compare(name: str, ours: list[Rollout], theirs: list[Rollout]) -> Comparison:
+def compare(name: str, ours: list[Trajectory], theirs: list[Trajectory]) -> Comparison:
     pairs = list(zip(ours, theirs, strict=True))
     same = np.concatenate([a.levels[: len(b.levels)] == b.levels[: len(a.levels)] for a, b in pairs])
     apart = [object_distances(a, b) for a, b in pairs]
@@ -102,7 +102,7 @@ def compare(name: str, ours: list[Rollout], theirs: list[Rollout]) -> Comparison
     return Comparison(float(same.mean()), float(ends.max()), float(paths.max()))
 
 
-def test_exact_physics_are_gym_alohas(judged: list[Rollout], plans: np.ndarray) -> None:
+def test_exact_physics_are_gym_alohas(judged: list[Trajectory], plans: np.ndarray) -> None:
     ours = replay("exact", plans)
     comparison = compare("exact", ours, judged)
     assert successes(judged) == successes(ours) == list(SEEDS)
@@ -116,7 +116,7 @@ def test_exact_physics_are_gym_alohas(judged: list[Rollout], plans: np.ndarray) 
     assert np.median(apart) < 1e-6
 
 
-def test_fast_physics_come_to_the_same_end(judged: list[Rollout], plans: np.ndarray) -> None:
+def test_fast_physics_come_to_the_same_end(judged: list[Trajectory], plans: np.ndarray) -> None:
     ours = replay("fast", plans)
     comparison = compare("fast", ours, judged)
     assert len(successes(ours)) >= 0.95 * len(SEEDS)

@@ -254,11 +254,13 @@ def test_entropy_bonus_by_hand(jit: Callable) -> None:
     params, batch = lookup_batch([1.0], [0.0])
     params = {**params, "mean": jnp.zeros((1, 2)), "log_std": jnp.array([[0.0, 1.0]])}
     batch = batch._replace(action=jnp.zeros((1, 2)), log_prob=jnp.array([-2 * LOG_SQRT_2PI - 1.0]))
-    gradient, metrics = jit(lambda params: jax.grad(ppo.loss, has_aux=True)(params, table, batch, Hyperparameters(ent_coef=0.5)))(
-        params
-    )
+    hp = Hyperparameters(ent_coef=0.5)
+    gradients = jit(lambda params, coef: jax.grad(ppo.loss, has_aux=True)(params, table, batch, hp, coef))
+    gradient, metrics = gradients(params, Coefficients())
     np.testing.assert_allclose(metrics["entropy_loss"], -(math.log(2 * math.pi * math.e) + 1), rtol=1e-6)
     np.testing.assert_allclose(gradient["log_std"], [[-0.5, -0.5]], rtol=1e-6)
+    imitation = gradients(params, Coefficients(ppo=0.0))[0]  # in which nothing would hold exploration back
+    np.testing.assert_array_equal(imitation["log_std"], 0.0)
 
 
 def test_the_total_weighs_its_terms(jit: Callable) -> None:

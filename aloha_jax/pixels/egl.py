@@ -187,7 +187,7 @@ class _Worker:
         except (EOFError, OSError) as error:
             raise RendererUnavailable(
                 f"OpenGL does not work here ({self.obituary()}): install EGL (Debian, Ubuntu: libegl1 libgl1-mesa-dri), "
-                "or install libosmesa6 and set MUJOCO_GL=osmesa"
+                "or libosmesa6 and set MUJOCO_GL=osmesa; only --renderer warp with --final-eval-episodes 0 does without"
             ) from error
 
     def request(self, poses: np.ndarray) -> None:

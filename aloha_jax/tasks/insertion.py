@@ -16,9 +16,9 @@ from jax.scipy.spatial.transform import Rotation
 
 from aloha_jax.config import Config
 from aloha_jax.engines import Physics
-from aloha_jax.scene import ARM_QPOS, ARMS, FINGER_QPOS, PEG_QPOS, PEG_QVEL, SOCKET_QPOS, SOCKET_QVEL, Scene
+from aloha_jax.scene import ARM_QPOS, ARMS, FINGER_QPOS, HALF_LENGTH, PEG_QPOS, PEG_QVEL, SOCKET_QPOS, SOCKET_QVEL, Scene
 from aloha_jax.tasks import potentials
-from aloha_jax.tasks.potentials import HALF_LENGTH, NOMINAL_GRIP, Geometry, Shaping
+from aloha_jax.tasks.potentials import NOMINAL_GRIP, Geometry, Shaping
 
 MAX_LEVEL = 4
 

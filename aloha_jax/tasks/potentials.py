@@ -9,12 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from aloha_jax.config import Config
+from aloha_jax.scene import HALF_LENGTH, HALF_WIDTH
 
-HALF_LENGTH = 0.06  # of peg and socket
 MOUTH, PIN_FACE = 0.06, 0.04  # along the socket's axis from its centre
-# Per arm (left: socket, right: peg). Half-width across the fingers and height of the centre at rest, metres.
-OBJECT_HALF_WIDTH = (0.022, 0.010)
-OBJECT_REST_HEIGHT = (0.022, 0.010)
 NOMINAL_GRIP = (-0.03, 0.004)  # of the fingertips' midpoint from the object's centre: along its axis and upward, metres
 # Where each arm is to bring its object's centre, in its own frame: along the line on which the two meet, from where the peg is
 # 4 cm short of the socket's mouth to where they are as deep in each other as if inserted.
@@ -110,7 +107,7 @@ def reach(geometry: Geometry) -> jax.Array:
     of a hand that leans against its object are (44), and if they were no further apart than is asked for. That leaves 3 mm on
     either side, and who comes from pixels is 13 mm off (45).
     """
-    half_width = jnp.array(OBJECT_HALF_WIDTH) + 0.003
+    half_width = jnp.array(HALF_WIDTH) + 0.003
     hand = geometry._replace(fingertips=_hand(geometry, half_width))
     side = jnp.array([1.0, -1.0])[None, :] * half_width[:, None]  # [arm, finger]
     along, height = NOMINAL_GRIP
@@ -130,7 +127,7 @@ def opening(geometry: Geometry) -> jax.Array:
     closed, as they start, where a target that is lower yet changes nothing, stayed on top of it (experiment 43).
     """
     apart = jnp.linalg.norm(geometry.fingertips[:, :, 0] - geometry.fingertips[:, :, 1], axis=-1)
-    return jnp.clip(apart / (2.0 * jnp.array(OBJECT_HALF_WIDTH)[None] - 0.002), 0.0, 1.0)  # 2 mm: pads and objects give way
+    return jnp.clip(apart / (2.0 * jnp.array(HALF_WIDTH)[None] - 0.002), 0.0, 1.0)  # 2 mm: pads and objects give way
 
 
 def hold(geometry: Geometry, grasp: jax.Array) -> jax.Array:
@@ -161,7 +158,7 @@ def _wrist(geometry: Geometry) -> jax.Array:
 
 def raised(geometry: Geometry) -> jax.Array:
     """float32[N, 2] in 0..1: the object's height over its rest, 1 from 6 cm on."""
-    return jnp.clip((geometry.position[..., 2] - jnp.array(OBJECT_REST_HEIGHT)[None]) / 0.06, 0.0, 1.0)
+    return jnp.clip((geometry.position[..., 2] - jnp.array(HALF_WIDTH)[None]) / 0.06, 0.0, 1.0)
 
 
 def lift(geometry: Geometry, grasp: jax.Array) -> jax.Array:
@@ -172,7 +169,7 @@ def lift(geometry: Geometry, grasp: jax.Array) -> jax.Array:
     (35). From 12 cm under, since hands come down with the wrist as low as 5 cm under, and lift by bending it with the wrist at 9;
     from both the next centimetre up is to be paid (45 to 47).
     """
-    nominal = jnp.array(OBJECT_REST_HEIGHT)[None] + NOMINAL_GRIP[1] + WRIST * APPROACH[2]
+    nominal = jnp.array(HALF_WIDTH)[None] + NOMINAL_GRIP[1] + WRIST * APPROACH[2]
     wrist = _wrist(geometry)[..., 2] - nominal
     return raised(geometry) * grasp * jnp.clip((wrist + 0.12) / 0.18, 0.0, 1.0)
 
@@ -186,7 +183,7 @@ def likeness(geometry: Geometry, tolerance: float) -> jax.Array:
     """
     middle = geometry.fingertips.mean(axis=2) - geometry.position
     height = jnp.einsum("nai,nai->na", middle, geometry.rotation[..., 2])
-    off = height - (GRIP_OVER_TABLE - jnp.array(OBJECT_REST_HEIGHT))[None]
+    off = height - (GRIP_OVER_TABLE - jnp.array(HALF_WIDTH))[None]
     return 1.0 / (1.0 + jnp.square(off / tolerance))
 
 
