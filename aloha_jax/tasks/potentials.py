@@ -69,11 +69,11 @@ class Geometry(NamedTuple):
 
 
 def total(shaping: Shaping, geometry: Geometry, grasp: jax.Array, squeeze: jax.Array) -> jax.Array:
-    """float32[N, 2]: near (0..1) + grip (0..1) + 3 lift (0..3) + 4 carry (0..6) + join (0..14).
+    """float32[N, 2]: 0.7 reach + 0.3 opening + ½ (hold + grasp · squeeze) + 3 lift + 4 lift · carry + join, 0..25.
 
-    All but `join` ask of an arm what does not depend on the other one. Half of the grip is for fingers that touch the object and
-    are told to close, `squeeze`, float32[N, 2] in 0..1: from leaning against an object to a hold there was no slope, since an
-    open hand that begins to squeeze stays off its middle until it has closed (experiment 45).
+    With lift · levelness (· likeness) for lift. All but `join` ask of an arm what does not depend on the other one. `squeeze`,
+    float32[N, 2] in 0..1, is how far fingers are told to close: from leaning against an object to a hold, `hold` has no slope
+    (experiment 45).
     """
     held = hold(geometry, grasp)
     lifted = lift(geometry, held) * levelness(geometry)
@@ -85,13 +85,11 @@ def total(shaping: Shaping, geometry: Geometry, grasp: jax.Array, squeeze: jax.A
 
 
 def success_bonus(geometry: Geometry, potential: jax.Array) -> jax.Array:
-    """float32[N, 2], what an insertion pays either arm: 15, and up to 20 more for a straight one, as far as it was brought about.
+    """float32[N, 2], what an insertion pays either arm: (15 + 20 (1 - tilt / 4 cm)) · potential / highest.
 
-    On the way in a peg that is a few millimetres off pushes against the rim, and now and then objects slip in the hands or are
-    lost, and with them what they had earned. A policy from pixels tries it only if it pays much (docs/experiments.md, 39). But
-    whoever pushes objects together on the table is paid as well, and learns no more to lift them (40). So an arm gets as large a
-    part of it as its `potential`, float32[N, 2], is of the highest. Likewise official levels 2 and 3 pay nothing: a wrist bent
-    up lifts an object off the table, too, and objects that are pushed together are at each other (37).
+    Much, for pegs that meet the rim now and then cost what was earned, and a policy from pixels tries it only if it pays
+    (docs/experiments.md, 39). As far as it was brought about, float32[N, 2] `potential`, for whoever pushes objects together on
+    the table would have it, too, and learn no more to lift them (40).
     """
     _, tilt, _ = mating_error(geometry)
     straight = jnp.clip(1.0 - tilt / 0.04, 0.0, 1.0)[:, None]  # 0 from 20 degrees
@@ -99,13 +97,11 @@ def success_bonus(geometry: Geometry, potential: jax.Array) -> jax.Array:
 
 
 def reach(geometry: Geometry) -> jax.Array:
-    """float32[N, 2] in 0..1: fingertips on either side of the object, 3 cm toward its outer end and 4 mm up, wrist over them.
+    """float32[N, 2] in 0..1: 1 - ½ tanh(4 d) - ½ tanh(20 d), d the mean distance of three points from where they should be.
 
-    A third point, 20 cm behind the fingertips in the hand, counts as much as each of them. It is where it should be if the hand
-    comes from over the object's outer end, 45 degrees down: fingers alone are reached as well with the wrist bent up (experiment
-    32). And it is the hand that is to be there, open: fingertips count where they would be if nothing pushed them aside, as those
-    of a hand that leans against its object are (44), and if they were no further apart than is asked for. That leaves 3 mm on
-    either side, and who comes from pixels is 13 mm off (45).
+    They are the fingertips, on either side of the object, 3 cm toward its outer end and 4 mm up, and a point 20 cm behind them in
+    the hand, 45 degrees up and out: fingers alone get there with the wrist bent up as well (experiment 32). Fingertips count as
+    if nothing pushed them aside (44) and they were no further apart than asked for: hands may come open wide (45).
     """
     half_width = jnp.array(HALF_WIDTH) + 0.003
     hand = geometry._replace(fingertips=_hand(geometry, half_width))
@@ -121,22 +117,20 @@ def reach(geometry: Geometry) -> jax.Array:
 
 
 def opening(geometry: Geometry) -> jax.Array:
-    """float32[N, 2] in 0..1: how far fingers are apart, of what they are while they hold the object.
+    """float32[N, 2] in 0..1: the fingertips' distance, as a share of what it is while they hold the object.
 
-    From afar, and from on top of the object, fingertips that part come hardly nearer to its sides. So policies that kept them
-    closed, as they start, where a target that is lower yet changes nothing, stayed on top of it (experiment 43).
+    `reach` hardly has a slope toward open hands from on top of the object, where those that stayed closed waited (experiment 43).
     """
     apart = jnp.linalg.norm(geometry.fingertips[:, :, 0] - geometry.fingertips[:, :, 1], axis=-1)
     return jnp.clip(apart / (2.0 * jnp.array(HALF_WIDTH)[None] - 0.002), 0.0, 1.0)  # 2 mm: pads and objects give way
 
 
 def hold(geometry: Geometry, grasp: jax.Array) -> jax.Array:
-    """float32[N, 2] in 0..1: a grasp, half of it where the fingers' middle is 8 mm off the hand's, until the object is up.
+    """float32[N, 2] in 0..1: grasp / (1 + (m / 8 mm)²), m how far the fingers' middle is from the hand's; less so once it is up.
 
-    Fingers that squeeze an object centre it, their motors being equally strong. But both touch it, too, where an open hand leans
-    against it sideways and one finger gives way. That was paid like a grasp, and lifted nothing (experiment 43).
-    From 2 cm over its rest on it counts more, at 6 cm all of it: hardly anything is up that is not held, and there it is the
-    rim of a socket that pushes fingers aside, on the way in (experiment 45).
+    Fingers that squeeze an object centre it, their motors being equally strong; of an open hand that leans against it one finger
+    gives way (experiment 43). From 2 cm over the object's rest on at least a share of `grasp` counts that is all of it at 6 cm:
+    what is up is held, and a rim pushes fingers aside on the way in (45).
     """
     centred = 1.0 / (1.0 + jnp.square(geometry.off_centre / 0.008))
     return grasp * jnp.maximum(centred, jnp.clip(1.5 * raised(geometry) - 0.5, 0.0, 1.0))
@@ -162,12 +156,10 @@ def raised(geometry: Geometry) -> jax.Array:
 
 
 def lift(geometry: Geometry, grasp: jax.Array) -> jax.Array:
-    """float32[N, 2] in 0..1: the object's height, as far as the point near the wrist has risen, too, and it is held.
+    """float32[N, 2] in 0..1: raised · grasp · (w + 12 cm) / 18 cm, w the wrist point's height over that in a nominal grip.
 
-    The wrist's counts from 12 cm under where it is in a nominal grip to 6 cm over that. The quickest way to lift is to bend the
-    wrist up, to its limit, from where policies found no way to the other arm (experiment 32): shoulder and elbow are to lift
-    (35). From 12 cm under, since hands come down with the wrist as low as 5 cm under, and lift by bending it with the wrist at 9;
-    from both the next centimetre up is to be paid (45 to 47).
+    The last factor within 0..1. Shoulder and elbow are to lift: the wrist alone does so, too, up to its limit, and no way leads
+    on from there (experiments 32 and 35). It counts from where hands come down and first lift by bending it (45 to 47).
     """
     nominal = jnp.array(HALF_WIDTH)[None] + NOMINAL_GRIP[1] + WRIST * APPROACH[2]
     wrist = _wrist(geometry)[..., 2] - nominal
@@ -175,11 +167,10 @@ def lift(geometry: Geometry, grasp: jax.Array) -> jax.Array:
 
 
 def likeness(geometry: Geometry, tolerance: float) -> jax.Array:
-    """float32[N, 2] in 0..1: an object is held where fingers on the table take it, half where `tolerance` metres over or under.
+    """float32[N, 2] in 0..1: 1 / (1 + (h / tolerance)²), h how far over or under where fingers on the table take it it is held.
 
-    What is held at one height meets the other at one height. A policy from pixels neither sees from above at which it holds an
-    object nor feels it in its joints, and misses where peg and socket meet 8 mm too high or low (experiments 44 and 45). The
-    table makes the height: it stops every hand that comes down on it at the same one.
+    In metres, as `tolerance`. From above a policy sees as little at which height it holds an object as its joints feel it, and
+    8 mm make it miss (experiments 44 and 45). The table makes that height: it stops every hand at the same one.
     """
     middle = geometry.fingertips.mean(axis=2) - geometry.position
     height = jnp.einsum("nai,nai->na", middle, geometry.rotation[..., 2])
@@ -188,16 +179,16 @@ def likeness(geometry: Geometry, tolerance: float) -> jax.Array:
 
 
 def levelness(geometry: Geometry) -> jax.Array:
-    """float32[N, 2] in 0..1: whether an object is held as it lay, half where it is tilted by 17 degrees, either way."""
+    """float32[N, 2] in 0..1: 1 / (1 + (sin ε / 0.3)²), ε the object's tilt from how it lay; half at 17 degrees."""
     return 1.0 / (1.0 + jnp.square(geometry.rotation[..., 2, :2] / 0.3).sum(axis=-1))
 
 
 def carry(geometry: Geometry) -> jax.Array:
-    """float32[N, 2] in 0..1.5: an object is where it is to meet the other one (1, by its ends), and points there (0.5).
+    """float32[N, 2] in 0..1.5: 1 - ½ tanh(3 d) - ½ tanh(15 d), and half of 1 - ½ tanh(1.5 e) - ½ tanh(6 e).
 
-    It leaves to `join` how far along the line they are in each other: asked to be all the way there, they came to lie side by
-    side, and it would have cost them to go back (docs/experiments.md, 36). By its ends alone 60 % would be paid for an object
-    turned by 50 degrees (29).
+    d is the mean distance (m) of the object's ends from where they are when the arms meet, e that of the unit vectors of where it
+    points and of where it should: by d alone 60 % would be paid for an object turned by 50 degrees (experiment 29). How far along
+    the line the two are in each other is `join`'s: asked to be there, they came to lie side by side (36).
     """
     x = jnp.clip(geometry.position[..., 0], *MEETING_X)
     goal = jnp.stack([x, jnp.zeros_like(x), jnp.full_like(x, MEETING_HEIGHT)], axis=-1)
@@ -213,7 +204,7 @@ def carry(geometry: Geometry) -> jax.Array:
 
 
 def join(geometry: Geometry, lifted: jax.Array) -> jax.Array:
-    """float32[N] in 0..14: align (6) and insert (8), counted as far as both objects are lifted.
+    """float32[N] in 0..14: the smaller lift · (6 align + 8 insert).
 
     No step of the way costs something. Who aligns the peg at the mouth is not charged for not being inside, and a peg beside the
     socket, held off by its wall, earns by drawing back (docs/experiments.md, 36). Going in pays, already where the peg would meet
