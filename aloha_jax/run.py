@@ -1,7 +1,7 @@
 """One run from configuration to trained model: its loop and its records."""
 
 import contextlib
-import os
+import functools
 import shlex
 import time
 from collections.abc import Callable
@@ -11,23 +11,22 @@ from typing import Any
 import jax
 import numpy as np
 
-from aloha_jax import checkpoints, evaluation, judge, plots, startup, training
+from aloha_jax import checkpoints, evaluation, hints, judge, plots, startup, training
 from aloha_jax.atomic import replacing
 from aloha_jax.checkpoints import CheckpointWriter
-from aloha_jax.config import WORK_AREA, Config
+from aloha_jax.config import Config
 from aloha_jax.env import Env, make_from_config
 from aloha_jax.evaluation import EngineEvaluator, Report
 from aloha_jax.memory import require_memory
 from aloha_jax.metrics import MetricsLogger, judging, report_table, summary_table
 from aloha_jax.networks import num_parameters
-from aloha_jax.pixels.egl import EglRenderer, num_gpus, software_warning
+from aloha_jax.pixels import Renderer, RendererUnavailable, make_renderer
+from aloha_jax.pixels.egl import EglRenderer, num_gpus
 from aloha_jax.policy import Policy
 from aloha_jax.profiling import Profiler, require_profile
 from aloha_jax.run_directory import alone_in, check_directory, identity, prepare_directory, require_same, write_down
-from aloha_jax.scene import WHOLE_FRAME
 from aloha_jax.signals import Interrupted, StopRequest
 from aloha_jax.training import RunState
-from aloha_jax.visual import Crop
 
 EVALUATION_SEED = 1_000_000  # evaluations during training; those after it start from FINAL_SEED
 FINAL_SEED = 2_000_000
@@ -36,7 +35,7 @@ FINAL_SEED = 2_000_000
 MAX_BROKEN_UPDATES = 3
 DUMP = "diverged"  # where in the run the state before the last of them is kept
 
-MIRROR_SLACK = 16  # pixels of the frame by which the arms' views may be apart: a network does not mind two of its own
+VIDEO_SHAPE = (120, 160)  # height, width of an evaluation's, where the policy sees no pictures
 
 
 class Diverged(RuntimeError):
@@ -133,6 +132,8 @@ class Run:
             closing.callback(self.writer.close)
             closing.callback(self.logger.close)
             closing.callback(self.env.close)
+            if "_camera" in vars(self) and self._camera is not None and self._camera is not self.env.renderer:
+                closing.callback(self._camera.close)
 
     def _crossed(self, interval: int, update: int) -> bool:
         """Whether this update was the one that crossed a multiple of so many environment steps."""
@@ -191,15 +192,24 @@ class Run:
         report = evaluation.summarize(trajectories, "mjx" if self.config.engine == "mjx" else "c")
         self.logger.log_evaluation(env_steps, report, float(train_rewards.mean()))
         self._score = score(report.n_episodes, report.success_rate, report.mean_max_reward, float(train_rewards.mean()))
-        if self.env.renderer is not None:
-            frames = list(self.env.renderer.render(trajectories[0].qpos[::2]))
-            self.logger.log_video(env_steps, "eval/video", frames)
+        if self._camera is not None:
+            self.logger.log_video(env_steps, "eval/video", list(self._camera.render(trajectories[0].qpos[::2])))
         if self._score > self.best_score:
             self.best_score = self._score
             checkpoints.save_model(self.directory / "best_model", policy)
         plots.learning_curve(self.directory)
         self._complain_once()
         self.logger.stop_clock()
+
+    @functools.cached_property
+    def _camera(self) -> Renderer | None:
+        """What draws the evaluations' videos: the worlds' renderer, or if nobody sees pictures OpenGL, where that works."""
+        if self.env.renderer is not None:
+            return self.env.renderer
+        try:
+            return make_renderer("egl", self.config.task, *VIDEO_SHAPE, num_workers=1)
+        except RendererUnavailable:
+            return None
 
     def _complain_once(self) -> None:
         if not self._complained and (complaint := self.env.engine.complaint(self.state.env.physics)):
@@ -233,18 +243,18 @@ class Run:
 
     def _print_start(self) -> None:
         config, device, console = self.config, jax.devices()[0], self.logger.console
-        warnings = [
-            idle_gpu_warning(config, device.platform, num_gpus()),
-            lopsided_warning(config),
-            silent_teacher_warning(config),
+        given = [
+            hints.idle_gpu(config, device.platform, num_gpus()),
+            hints.lopsided_crop(config),
+            hints.silent_teacher(config),
         ]
         if isinstance(self.env.renderer, EglRenderer):
             console.print(f"OpenGL renderer: {self.env.renderer.gl_renderer}")
-            warnings.append(software_warning(self.env.renderer.gl_renderer, num_gpus()))
+            given.append(hints.software_opengl(self.env.renderer.gl_renderer, num_gpus()))
         elif self.env.renderer is not None:
             console.print("pictures: ray tracing (MJX-Warp)")
-        for warning in filter(None, warnings):
-            console.print(f"[yellow]warning:[/] {warning}")
+        for hint in filter(None, given):
+            console.print(f"[yellow]warning:[/] {hint}")
         observation = f"{config.image_height}x{config.image_width} {config.obs}" if config.has_pixels else config.obs
         console.print(
             f"[bold]aloha_jax[/] preset {config.preset} on {device.device_kind}: {observation}, {config.action} actions, "
@@ -258,43 +268,6 @@ def score(episodes: int, success_rate: float, mean_level: float, mean_reward: fl
     """Ranks evaluations of so many episodes: by success, then by mean level, then by mean training reward."""
     # Success and mean level move by 1/n at least, what comes after must weigh less: 4 levels of 1/5n, a reward of +-1/11n^2.
     return success_rate + mean_level / (5 * episodes) + float(np.tanh(mean_reward / 50)) / (11 * episodes**2)
-
-
-def idle_gpu_warning(config: Config, platform: str, gpus: int) -> str | None:
-    """What to do if JAX computes on the CPU of a machine that has GPUs, and nobody asked for that."""
-    if platform != "cpu" or gpus == 0 or config.device == "cpu" or os.environ.get("JAX_PLATFORMS"):
-        return None
-    return (
-        "JAX computes on the CPU although there is a GPU: its CUDA build is not installed (`uv sync --extra cuda`, or "
-        "`pip install 'jax[cuda13]'`), or the driver is older than R580; --device cpu if that is meant"
-    )
-
-
-def lopsided_warning(config: Config) -> str | None:
-    """What to do if both arms share a network, but a half turn of the picture does not exchange them."""
-    if config.network != "mirrored" or not config.has_pixels:
-        return None
-    (row, column), (wanted_row, wanted_column) = _centre(config.crop or WHOLE_FRAME), _centre(WORK_AREA)
-    rows, columns = 2 * abs(row - wanted_row), 2 * abs(column - wanted_column)
-    if max(rows, columns) <= MIRROR_SLACK:
-        return None
-    return (
-        "--network mirrored turns the picture for the right arm, and this crop is not centred between the arms: its view is "
-        f"shifted by {rows:.0f} rows and {columns:.0f} columns of the frame; "
-        f"a crop around row {wanted_row:.0f}, column {wanted_column:.0f} has both alike"
-    )
-
-
-def silent_teacher_warning(config: Config) -> str | None:
-    """What to do if there is a teacher and nothing listens to it."""
-    if config.teacher is None or config.learns_from_teacher:
-        return None
-    return "--teacher has no say: neither --distill-coef nor --teacher-mix is positive"
-
-
-def _centre(crop: Crop) -> tuple[float, float]:
-    top, left, height, width = crop
-    return top + height / 2, left + width / 2
 
 
 def _copy(tree: Any) -> Any:

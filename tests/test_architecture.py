@@ -48,6 +48,7 @@ ORDER = [
     "plots",
     "profiling",
     "run_directory",
+    "hints",
     "run",
     "cli",
     "gym",

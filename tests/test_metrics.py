@@ -13,7 +13,7 @@ from PIL import Image
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator  # type: ignore[import-untyped]
 
-from aloha_jax import metrics, plots
+from aloha_jax import metrics, plots, run
 from aloha_jax.evaluation import summarize
 from aloha_jax.judge import Trajectory
 from aloha_jax.metrics import CsvFile, MetricsLogger, judging, print_report
@@ -61,6 +61,13 @@ def test_tensorboard_has_the_promised_tags(state_run: Path) -> None:
     # The worlds' clocks start anywhere, but nothing ends an episode of 20 steps but its end.
     assert all(0 < event.value <= 20 for event in board.Scalars("rollout/ep_len_mean"))
     assert board.Scalars("eval/mean_reward")[0].value == 0.0
+
+
+def test_tensorboard_shows_what_the_simulators_state_led_to(state_run: Path) -> None:
+    """In pictures that the policy does not see."""
+    videos = events(state_run).Images("eval/video")
+    assert [video.step for video in videos] == [0, 64, 128, 192]
+    assert (videos[0].height, videos[0].width) == run.VIDEO_SHAPE
 
 
 def test_tensorboard_shows_evaluations_as_videos(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 from skimage.metrics import structural_similarity
 
-from aloha_jax import scene, visual
+from aloha_jax import hints, scene, visual
 from aloha_jax.conditions import Condition
 from aloha_jax.decimation import cluster_vertices
 from aloha_jax.pixels import RendererUnavailable, egl, frame_to_observation, make_renderer
-from aloha_jax.pixels.egl import WORKER, EglRenderer, gl_renderer_string, software_warning
+from aloha_jax.pixels.egl import WORKER, EglRenderer, gl_renderer_string
 from aloha_jax.visual import Crop
 
 TABLE: Crop = (150, 140, 170, 360)
@@ -342,7 +342,7 @@ def test_a_gpu_that_opengl_does_not_know_is_no_hindrance(monkeypatch: pytest.Mon
     [("llvmpipe (LLVM 15.0.6, 256 bits)", 1, True), ("llvmpipe (LLVM 15.0.6)", 0, False), ("NVIDIA H200/PCIe/SSE2", 1, False)],
 )
 def test_drawing_in_software_beside_a_gpu_is_noticed(renderer: str, gpus: int, warns: bool) -> None:
-    warning = software_warning(renderer, gpus)
+    warning = hints.software_opengl(renderer, gpus)
     assert (warning is not None) is warns
     assert warning is None or (renderer in warning and "\n" not in warning)
 

@@ -13,7 +13,7 @@ import jax
 import pytest
 
 import train
-from aloha_jax import checkpoints, cli, evaluation, run, run_directory, training
+from aloha_jax import checkpoints, cli, evaluation, hints, run, run_directory, training
 from aloha_jax.config import Config
 from aloha_jax.metrics import MetricsLogger
 from aloha_jax.presets import PRESETS
@@ -196,10 +196,10 @@ def test_a_checkpoint_has_the_score_of_its_own_policy_or_none(tmp_path: Path) ->
     [({}, None), ({"crop": None}, 80), ({"crop": (80, 0, 400, 640)}, None), ({"crop": None, "network": "joint"}, None)],
 )
 def test_a_crop_whose_half_turn_does_not_exchange_the_arms_is_named(flags: dict[str, Any], rows: int | None) -> None:
-    warning = run.lopsided_warning(dataclasses.replace(PRESETS["pixels"], **flags))
+    warning = hints.lopsided_crop(dataclasses.replace(PRESETS["pixels"], **flags))
     assert (warning is None) == (rows is None)
     assert warning is None or f"shifted by {rows} rows and 0 columns" in warning
-    assert run.lopsided_warning(dataclasses.replace(PRESETS["state"], crop=None)) is None
+    assert hints.lopsided_crop(dataclasses.replace(PRESETS["state"], crop=None)) is None
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_a_crop_whose_half_turn_does_not_exchange_the_arms_is_named(flags: dict[
 )
 def test_a_teacher_that_has_no_say_is_named(flags: dict[str, Any], silent: bool) -> None:
     config = dataclasses.replace(PRESETS["state"], **{"teacher": "pretrained/insertion-state", **flags})
-    assert (run.silent_teacher_warning(config) is not None) == silent
+    assert (hints.silent_teacher(config) is not None) == silent
 
 
 def test_a_profile_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -348,7 +348,7 @@ def test_a_gpu_that_nobody_uses_is_noticed(
     monkeypatch.delenv("JAX_PLATFORMS", raising=False)
     if environment is not None:
         monkeypatch.setenv("JAX_PLATFORMS", environment)
-    warning = run.idle_gpu_warning(Config(device=device), platform, gpus)
+    warning = hints.idle_gpu(Config(device=device), platform, gpus)
     assert (warning is not None) is warns
     assert warning is None or ("--extra cuda" in warning and "\n" not in warning)
 

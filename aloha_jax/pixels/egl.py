@@ -246,17 +246,6 @@ def num_gpus() -> int:
     return len(list(pathlib.Path("/dev").glob("nvidia[0-9]*")))
 
 
-def software_warning(gl_renderer: str, gpus: int) -> str | None:
-    """What to do if pictures are drawn on the CPU of a machine that has GPUs."""
-    software = any(name in gl_renderer.lower() for name in ("llvmpipe", "softpipe", "swrast"))
-    if not software or gpus == 0:
-        return None
-    return (
-        f"OpenGL draws in software ({gl_renderer}) although there is a GPU: "
-        "set __EGL_VENDOR_LIBRARY_FILENAMES to the driver's 10_nvidia.json, or use --renderer warp"
-    )
-
-
 def _device(index: int) -> int | None:
     """The EGL device on which a worker had best draw: they take turns on the GPUs that this process may use.
 

@@ -1,0 +1,57 @@
+"""What is probably not meant, told before a run starts, with what to do about it."""
+
+import os
+
+from aloha_jax.config import WORK_AREA, Config
+from aloha_jax.scene import WHOLE_FRAME
+from aloha_jax.visual import Crop
+
+MIRROR_SLACK = 16  # pixels of the frame by which the arms' views may be apart: a network does not mind two of its own
+
+
+def idle_gpu(config: Config, platform: str, gpus: int) -> str | None:
+    """If JAX computes on the CPU of a machine that has GPUs, and nobody asked for that."""
+    if platform != "cpu" or gpus == 0 or config.device == "cpu" or os.environ.get("JAX_PLATFORMS"):
+        return None
+    return (
+        "JAX computes on the CPU although there is a GPU: its CUDA build is not installed (`uv sync --extra cuda`, or "
+        "`pip install 'jax[cuda13]'`), or the driver is older than R580; --device cpu if that is meant"
+    )
+
+
+def software_opengl(gl_renderer: str, gpus: int) -> str | None:
+    """If pictures are drawn on the CPU of a machine that has GPUs."""
+    software = any(name in gl_renderer.lower() for name in ("llvmpipe", "softpipe", "swrast"))
+    if not software or gpus == 0:
+        return None
+    return (
+        f"OpenGL draws in software ({gl_renderer}) although there is a GPU: "
+        "set __EGL_VENDOR_LIBRARY_FILENAMES to the driver's 10_nvidia.json, or use --renderer warp"
+    )
+
+
+def lopsided_crop(config: Config) -> str | None:
+    """If both arms share a network, but a half turn of the picture does not exchange them."""
+    if config.network != "mirrored" or not config.has_pixels:
+        return None
+    (row, column), (wanted_row, wanted_column) = _centre(config.crop or WHOLE_FRAME), _centre(WORK_AREA)
+    rows, columns = 2 * abs(row - wanted_row), 2 * abs(column - wanted_column)
+    if max(rows, columns) <= MIRROR_SLACK:
+        return None
+    return (
+        "--network mirrored turns the picture for the right arm, and this crop is not centred between the arms: its view is "
+        f"shifted by {rows:.0f} rows and {columns:.0f} columns of the frame; "
+        f"a crop around row {wanted_row:.0f}, column {wanted_column:.0f} has both alike"
+    )
+
+
+def silent_teacher(config: Config) -> str | None:
+    """If there is a teacher and nothing listens to it."""
+    if config.teacher is None or config.learns_from_teacher:
+        return None
+    return "--teacher has no say: neither --distill-coef nor --teacher-mix is positive"
+
+
+def _centre(crop: Crop) -> tuple[float, float]:
+    top, left, height, width = crop
+    return top + height / 2, left + width / 2
