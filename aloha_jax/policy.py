@@ -64,20 +64,30 @@ class Policy:
         self.config, self.params, self.stats = config, params, stats
 
     def act(self, obs: jax.Array | dict[str, jax.Array], key: jax.Array | None = None) -> jax.Array:
-        """Actions float32[N, 14] for N observations: the mean, or a sample if a PRNG key is given."""
+        """Actions float32[N, 14] for N observations: the mean, or a sample if a PRNG key is given.
+
+        Raises:
+            ValueError: they are not what the policy was trained to see.
+        """
         return _act(self.config, self.params, self.stats, obs, key)
 
 
 def act(config: Config, params: Any, stats: dict[str, RunningStats], obs: Any, key: jax.Array | None) -> jax.Array:
     """The pure function behind `Policy.act`, for use under `jit`."""
-    if "pixels" in (raw := as_inputs(obs)):
-        size = (config.image_height, config.image_width, 3)
-        if (pixels := raw["pixels"]).shape[1:] != size or pixels.dtype != jnp.uint8:
-            raise ValueError(f"pixels are uint8[N, {', '.join(map(str, size))}], not {pixels.dtype}{list(pixels.shape)}")
+    raw = as_inputs(obs)
+    wanted = {name: x for name, x in example_inputs(config).items() if name != "privileged"}
+    if _kinds(raw) != _kinds(wanted):
+        raise ValueError(f"the policy sees {_kinds(wanted)}, not {_kinds(raw)}")
     inputs = {name: x if name == "pixels" else jnp.asarray(x, jnp.float32) for name, x in raw.items()}
     distribution: Any = make_network(config).apply(params, normalize_inputs(inputs, stats), method="policy")
     action = distribution.mean if key is None else networks.sample(distribution, key)
     return clip_action(config, action)
+
+
+def _kinds(inputs: dict[str, jax.Array]) -> str:
+    """What observations of N worlds are, in words, whatever N; vectors may have any type of numbers."""
+    shapes = {name: ", ".join(map(str, ("N", *x.shape[1:]))) for name, x in sorted(inputs.items())}
+    return " and ".join(f"{name} {inputs[name].dtype if name == 'pixels' else 'float'}[{shapes[name]}]" for name in shapes)
 
 
 _act = jax.jit(act, static_argnums=0)

@@ -175,12 +175,21 @@ def test_an_evaluation_ends_with_its_last_episode() -> None:
     assert asked == -(-longest // 6)  # six steps at a time: the most up to 8 that divide 300
 
 
-@pytest.mark.parametrize("pixels", [np.zeros((2, 31, 32, 3), np.uint8), np.zeros((2, 32, 32, 3), np.float32)])
-def test_pictures_of_another_size_or_kind_are_refused(pixels: np.ndarray) -> None:
+@pytest.mark.parametrize(
+    "obs",
+    [
+        {"pixels": np.zeros((2, 31, 32, 3), np.uint8), "agent_pos": np.zeros((2, 14))},
+        {"pixels": np.zeros((2, 32, 32, 3), np.float32), "agent_pos": np.zeros((2, 14))},
+        {"pixels": np.zeros((2, 32, 32, 3), np.uint8), "agent_pos": np.zeros((2, 7))},
+        {"pixels": np.zeros((2, 32, 32, 3), np.uint8)},
+        np.zeros((2, 142)),
+    ],
+)
+def test_what_a_policy_was_not_trained_to_see_is_refused(obs: Any) -> None:
     config = PRESETS["smoke"]
     policy = Policy(config, init_params(config, jax.random.key(0)), init_stats(config))
-    with pytest.raises(ValueError, match=r"pixels are uint8\[N, 32, 32, 3\], not "):
-        policy.act({"pixels": jnp.asarray(pixels), "agent_pos": jnp.zeros((2, 14))})
+    with pytest.raises(ValueError, match=r"sees agent_pos float\[N, 14\] and pixels uint8\[N, 32, 32, 3\], not "):
+        policy.act(jax.tree.map(jnp.asarray, obs))
 
 
 def test_a_report_goes_through_links_and_into_what_is_no_file(several: list[Trajectory], tmp_path: Path) -> None:
