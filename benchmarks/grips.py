@@ -8,10 +8,7 @@ uv run -m benchmarks.grips --model-path runs/pixels-ppo/final_model --n-episodes
 
 import dataclasses
 import itertools
-import os
 from typing import NamedTuple
-
-os.environ.setdefault("MUJOCO_GL", "egl")
 
 import jax
 import jax.numpy as jnp

@@ -4,11 +4,8 @@ uv run -m benchmarks.publish --model-path runs/state/best_model --to pretrained/
 """
 
 import dataclasses
-import os
 import shutil
 from pathlib import Path
-
-os.environ.setdefault("MUJOCO_GL", "egl")
 
 import tyro
 

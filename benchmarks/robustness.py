@@ -6,12 +6,9 @@ uv run -m benchmarks.robustness --model-path pretrained/insertion-state-robust -
 
 import dataclasses
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
-
-os.environ.setdefault("MUJOCO_GL", "egl")
 
 import numpy as np
 import tyro

@@ -7,11 +7,8 @@ uv run -m benchmarks.transfer --model-path runs/gpu/final_model --only warp
 import dataclasses
 import itertools
 import json
-import os
 from pathlib import Path
 from typing import Any, Literal
-
-os.environ.setdefault("MUJOCO_GL", "egl")
 
 import tyro
 

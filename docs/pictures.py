@@ -6,10 +6,7 @@ uv run docs/pictures.py --model-path pretrained/insertion-state-robust --seed 40
 """
 
 import dataclasses
-import os
 from pathlib import Path
-
-os.environ.setdefault("MUJOCO_GL", "egl")
 
 import numpy as np
 import tyro
