@@ -3,10 +3,12 @@
 import os
 
 from aloha_jax.config import WORK_AREA, Config
+from aloha_jax.presets import PRESETS
 from aloha_jax.scene import WHOLE_FRAME
 from aloha_jax.visual import Crop
 
 MIRROR_SLACK = 16  # pixels of the frame by which the arms' views may be apart: a network does not mind two of its own
+OF_PPO = ("reward", "action_cost", "action_change_cost", "gamma", "gae_lambda", "clip_range", "ent_coef")
 
 
 def idle_gpu(config: Config, platform: str, gpus: int) -> str | None:
@@ -50,6 +52,19 @@ def silent_teacher(config: Config) -> str | None:
     if config.teacher is None or config.learns_from_teacher:
         return None
     return "--teacher has no say: neither --distill-coef nor --teacher-mix is positive"
+
+
+def unheard_reward(config: Config) -> str | None:
+    """If what PPO learns by was changed, and the policy imitates only."""
+    preset = PRESETS.get(config.preset)
+    changed = [name for name in OF_PPO if preset is not None and getattr(config, name) != getattr(preset, name)]
+    if config.ppo_coef > 0 or not changed:
+        return None
+    flags = " and ".join(f"--{name.replace('_', '-')}" for name in changed)
+    return (
+        f"with --ppo-coef 0 the policy imitates its teacher, and {flags} change only what the critic learns: "
+        "--preset pixels-ppo or state learns by reward"
+    )
 
 
 def _centre(crop: Crop) -> tuple[float, float]:

@@ -247,6 +247,7 @@ class Run:
             hints.idle_gpu(config, device.platform, num_gpus()),
             hints.lopsided_crop(config),
             hints.silent_teacher(config),
+            hints.unheard_reward(config),
         ]
         if isinstance(self.env.renderer, EglRenderer):
             console.print(f"OpenGL renderer: {self.env.renderer.gl_renderer}")

@@ -216,6 +216,21 @@ def test_a_teacher_that_has_no_say_is_named(flags: dict[str, Any], silent: bool)
     assert (hints.silent_teacher(config) is not None) == silent
 
 
+@pytest.mark.parametrize(
+    ("preset", "flags", "named"),
+    [
+        ("cpu", {}, None),
+        ("cpu", {"reward": "sparse", "gamma": 0.9}, "--reward and --gamma"),
+        ("cpu", {"reward": "sparse", "ppo_coef": 1.0}, None),
+        ("state", {"reward": "sparse"}, None),
+    ],
+)
+def test_a_reward_that_no_policy_learns_by_is_pointed_out(preset: str, flags: dict[str, Any], named: str | None) -> None:
+    hint = hints.unheard_reward(dataclasses.replace(PRESETS[preset], **flags))
+    assert (hint is None) == (named is None)
+    assert named is None or f"{named} change" in str(hint)
+
+
 def test_a_profile_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("mine")
     error = refused(capsys, *FLAGS, *STATE, "--log-dir", str(tmp_path / "run"), "--profile", str(tmp_path / "file" / "profile"))
