@@ -12,8 +12,8 @@ from aloha_jax.atomic import claimed, replacing
 from aloha_jax.checkpoints import CheckpointError
 from aloha_jax.config import Config, ConfigError
 
-# What a resumed run may be given anew; every other setting is the run's own.
-RESUMABLE = ("resume", "total_timesteps", "device", "profile")
+# What a resumed run may be given anew, beside a longer `total_timesteps`; every other setting is the run's own.
+ANEW = ("device", "final_eval_episodes", "final_video")
 
 
 def check_directory(config: Config) -> None:
@@ -110,7 +110,7 @@ def _refuse_to_delete_strangers(directory: Path) -> None:
 
 
 def resumed_config(directory: Path, flags: Config, given: set[str]) -> Config:
-    """The saved configuration of a run, with a longer `total_timesteps` if one was given.
+    """The saved configuration of a run, with a longer `total_timesteps` and what of `ANEW` was given.
 
     Args:
         directory: the run.
@@ -129,12 +129,14 @@ def resumed_config(directory: Path, flags: Config, given: set[str]) -> Config:
             f"--resume {directory}: no complete checkpoint in its folder; --init-from starts from a model, if it has one"
         )
     saved = dataclasses.replace(Config.load(directory / "config.json"), log_dir=str(directory))
-    for name in sorted(given - set(RESUMABLE)):
+    if Path(flags.log_dir).resolve() == directory.resolve():  # in other words
+        given = given - {"log_dir"}
+    for name in sorted(given - {"resume", "total_timesteps", "profile", *ANEW}):
         old, new = getattr(saved, name), getattr(flags, name)
         if old != new:
             raise ConfigError(f"--{name.replace('_', '-')} {new} contradicts the run, which has {old}: leave the flag out")
     total = flags.total_timesteps if "total_timesteps" in given else saved.total_timesteps
     if total < saved.total_timesteps:
         raise ConfigError(f"--total-timesteps {total} is less than the run's own {saved.total_timesteps}")
-    device = flags.device if "device" in given else saved.device
-    return dataclasses.replace(saved, total_timesteps=total, device=device, profile=flags.profile).validate()
+    anew = {name: getattr(flags, name) for name in ANEW if name in given}
+    return dataclasses.replace(saved, total_timesteps=total, profile=flags.profile, **anew).validate()

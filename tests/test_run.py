@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import functools
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any, Literal
@@ -158,8 +159,10 @@ def test_a_flag_that_agrees_with_the_resumed_run_is_accepted(state_run: Path) ->
     saved = Config.load(state_run / "config.json")
     assert saved.device == "cpu"  # and so it goes on there, unless told otherwise
     assert run_directory.resumed_config(state_run, config, given) == saved
-    config, given = cli.parse_config(["--resume", str(state_run), "--device", "auto"])
-    assert run_directory.resumed_config(state_run, config, given).device == "auto"
+    same_place = ["--log-dir", os.path.relpath(state_run) + "/"]
+    config, given = cli.parse_config(["--resume", str(state_run), *same_place, "--device", "auto", "--final-eval-episodes", "3"])
+    anew: dict[str, Any] = {"device": "auto", "final_eval_episodes": 3}
+    assert run_directory.resumed_config(state_run, config, given) == dataclasses.replace(saved, **anew)
 
 
 def test_a_run_is_resumed_without_what_only_its_start_needed(resumable: Path, tmp_path: Path) -> None:
