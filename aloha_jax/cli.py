@@ -195,10 +195,10 @@ def _check_choice(name: str, value: Any) -> None:
 
 def _one_line(text: str) -> str:
     """The framed message of tyro as one line."""
-    plain = " ".join(re.sub(r"\x1b\[[0-9;]*m|[│─╭╮╰╯]|^-+$", " ", text, flags=re.MULTILINE).split())
+    plain = " ".join(re.sub(r"\x1b\[[0-9;]*m|[│─╭╮╰╯]|-{9,}", " ", text).split())
     plain = re.sub(r"(Perhaps you meant: --\S+).*", r"\1", plain)
     plain = re.split(r" Argument helptext:| Got errors:| For full helptext| Similar arguments:", plain)[0]
     return (
-        re.sub(r"^(Parsing error|Value error|Invalid choice|Unrecognized options|Missing value) ", "", plain).strip()
+        re.sub(r"^(Parsing error|Value error|Invalid choice|Unrecognized options|Missing (?:value|argument)) ", "", plain).strip()
         + "; see --help"
     )

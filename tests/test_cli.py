@@ -123,6 +123,16 @@ def test_eval_refuses(refused: Refused, args: str, says: str) -> None:
     assert says in refused(eval_command.main, *args.split())
 
 
+def test_a_terminal_without_frames_gets_the_same_line() -> None:
+    program = [sys.executable, str(ROOT / "train.py"), "--n-envs", "many"]
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    framed, plain = (
+        subprocess.run(program, capture_output=True, text=True, env=os.environ | extra, check=False).stderr
+        for extra in ({}, ascii_only)
+    )
+    assert plain == framed == "error: Error parsing --n-envs: invalid literal for int() with base 10: 'many'; see --help\n"
+
+
 @pytest.mark.parametrize("main", [train.main, eval_command.main])
 def test_help_is_no_error(main: Callable[[list[str]], None], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as end, cli.user_errors(trains=True):
