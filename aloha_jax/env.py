@@ -315,8 +315,9 @@ def make(
     named = {"task": task, "engine": engine, "impl": impl, "physics": physics, "obs": obs, "action": action, "reward": reward}
     named |= {"render_quality": render_quality, "start_states": start_states}
     named |= {"renderer": renderer} if isinstance(renderer, str) else {}
+    hints = typing.get_type_hints(Config)
     for name, choice in named.items():
-        if choice not in (allowed := typing.get_args(typing.get_type_hints(Config)[name])):
+        if choice not in (allowed := typing.get_args(hints[name])):
             raise ValueError(f"{name} is one of {', '.join(allowed)}; not {choice!r}")
     start_range = start_range or StartRange()
     limits = (
