@@ -19,6 +19,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import tyro
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
@@ -157,8 +158,17 @@ def draw(lines: dict[str, Line], minutes: bool = True) -> Figure:
     for i, axis in enumerate(axes[-1]):
         axis.set_xlabel("minutes" if minutes and i == 1 else "environment steps, millions")
     handles, labels = axes[0, 0].get_legend_handles_labels()  # every line has its success
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+    _add_legend(figure, handles, labels)
     return figure
+
+
+def _add_legend(figure: Figure, handles: list[Artist], labels: list[str]) -> None:
+    """Below the panels, in as many columns as the figure is wide enough for."""
+    for columns in range(min(4, len(labels)), 0, -1):
+        legend = figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def table(lines: dict[str, Line]) -> str:

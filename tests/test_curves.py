@@ -90,6 +90,16 @@ def test_panels_have_mean_and_band_over_steps_and_minutes(runs: Path) -> None:
     plt.close(figure)
 
 
+@pytest.mark.parametrize("length", [3, 30, 60])
+def test_the_legend_is_no_wider_than_the_figure(runs: Path, length: int) -> None:
+    labels = [f"{i}{'x' * length}" for i in range(4)]
+    figure = curves.draw(curves.lines_of(tuple(f"{label}={runs}/a/*" for label in labels)))
+    [legend] = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == labels
+    assert legend.get_window_extent().width <= figure.bbox.width
+    plt.close(figure)
+
+
 def test_without_minutes_there_is_a_panel_for_each_share(runs: Path) -> None:
     figure = curves.draw(curves.lines_of((f"a={runs}/a/*",)), minutes=False)
     success, level = figure.axes
