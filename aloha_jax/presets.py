@@ -168,9 +168,9 @@ PRESETS: dict[str, Config] = {
         target_kl=0.01,
         advantage_bins=8,
     ),
-    # What a newcomer sees first: `pixels` in the minutes that a newcomer has, its teacher at hand. It predicts the state, and more
-    # scenes in every update are worth more than longer rollouts, which an imitator needs for nothing; for as long as `pixels` has,
-    # neither is better. All in the judge's physics: what learns in the cheap one for so short a time fails there (experiment 51).
+    # What a newcomer sees first: `pixels` for some minutes, its teacher at hand. In so few steps predicting the state helps, and
+    # so do more scenes in every update instead of longer rollouts, of which an imitator makes no use. All in the judge's physics:
+    # what has learned in the cheap one for so short a time fails there (experiment 51).
     "cpu": dataclasses.replace(
         _PIXELS,
         preset="cpu",
