@@ -5,6 +5,7 @@ from pathlib import Path
 
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
 
 
 def columns(path: Path) -> dict[str, list[float]]:
@@ -24,6 +25,7 @@ def learning_curve(run_dir: Path) -> Path:
     for axis, title in zip(axes, ("reward per episode", "highest level reached", "share of evaluation episodes"), strict=True):
         axis.set_title(title)
         axis.set_xlabel("environment steps")
+        axis.xaxis.set_major_formatter(EngFormatter(sep=""))  # 50k, 2.5M: whole numbers run into each other
         axis.grid(alpha=0.3)
     reward, level, share = axes
     if progress:
