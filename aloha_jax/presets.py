@@ -170,7 +170,7 @@ PRESETS: dict[str, Config] = {
     ),
     # What a newcomer sees first: `pixels` for some minutes, its teacher at hand. In so few steps predicting the state helps, and
     # so do more scenes in every update instead of longer rollouts, of which an imitator makes no use. All in the judge's physics:
-    # what has learned in the cheap one for so short a time fails there (experiment 51).
+    # there is no time for a second stage, without which a good part of what inserts in the cheap one does not (experiment 51).
     "cpu": dataclasses.replace(
         _PIXELS,
         preset="cpu",
