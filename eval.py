@@ -24,7 +24,7 @@ class Flags:
     """What to judge, and where."""
 
     model_path: str
-    """A run, its best_model or final_model, or one checkpoints/<step>."""
+    """A run (its best_model, else its final_model, else its newest checkpoint), one of these, or one checkpoints/<step>."""
     n_episodes: int = 10
     """Number of episodes."""
     sim: Literal["gym_aloha", "c", "mjx"] = "gym_aloha"
@@ -34,7 +34,7 @@ class Flags:
     save_video: bool = False
     """Film the first episode."""
     video_path: str | None = None
-    """Where to; by default eval/videos in the run, or beside the model."""
+    """Where to; by default eval/videos in the run, or videos in the folder of a model without one."""
     stochastic: bool = False
     """Sample actions instead of taking their mean."""
     json: str | None = None

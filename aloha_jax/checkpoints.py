@@ -275,6 +275,7 @@ def load_initial(config: Config) -> Policy | None:
     same_shapes = _shapes((initial.params, initial.stats)) == _shapes(wanted)
     meaning = MEANING_FIELDS + (PICTURE_FIELDS if config.has_pixels else ())
     names = meaning if same_shapes else dict.fromkeys(SHAPING_FIELDS + meaning)
+    names = ("obs",) if config.obs != initial.config.obs else names  # most of the others then differ, too
     both = [(name, getattr(config, name), getattr(initial.config, name)) for name in names]
     differ = [f"--{name.replace('_', '-')} {here} here, {there} there" for name, here, there in both if here != there]
     if not same_shapes or differ:
@@ -290,7 +291,8 @@ def _shapes(tree: Any) -> Any:
 def run_of(model: Path) -> Path | None:
     """The run that a model directory lies in, or is; None if it was copied out of it."""
     model = model.absolute()
-    return next((p for p in (model, *model.parents) if (p / "checkpoints").is_dir()), None)
+    near = (model, *model.parents[:2])  # <run>, <run>/best_model, <run>/checkpoints/<step>
+    return next((p for p in near if (p / "checkpoints").is_dir() and (p / "config.json").is_file()), None)
 
 
 def latest_checkpoint(run: Path) -> Path | None:

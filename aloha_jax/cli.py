@@ -73,11 +73,17 @@ def parse_config(args: Sequence[str]) -> tuple[Config, set[str]]:
     preset = chosen.preset
     if preset == "auto":  # a run that is resumed has its own, and its own device
         preset = "gpu" if chosen.resume is None and choose_device(chosen.device) == "gpu" else "cpu"
-    config = parse(Config, args, default=PRESETS[preset], description="Train a policy with PPO; docs: README.md.")
-    given = {word[2:].split("=")[0].removeprefix("no-").replace("-", "_") for word in args if word.startswith("--")}
+    description = f"Train a policy with PPO; docs: README.md. Defaults below are those of --preset {preset}."
+    config = parse(Config, args, default=PRESETS[preset], description=description)
+    given = {word[2:].split("=")[0].replace("-", "_").removeprefix("no_") for word in args if word.startswith("--")}
     given &= {field.name for field in dataclasses.fields(Config)}
     if preset in typing.get_args(LaterStage) and config.init_from is None and config.resume is None:
         raise ConfigError(f"--preset {preset} goes on from a policy that inserts: give it with --init-from")
+    if PRESETS[preset].learns_from_teacher and config.learns_from_teacher and config.teacher is None and config.resume is None:
+        raise ConfigError(
+            f"--preset {preset} imitates a teacher: give one, --teacher pretrained/insertion-scratch say, "
+            "or learn without one by --preset pixels-ppo"
+        )
     config = dataclasses.replace(config, preset=preset)
     # A run that is resumed has settings of its own, which need not fit those of the command line.
     return config if config.resume is not None else config.validate(), given
@@ -136,7 +142,7 @@ def user_errors(trains: bool = False) -> Iterator[None]:
             raise
         _fail(out_of_memory)
     except KeyboardInterrupt:
-        _fail("interrupted" + ("; --resume goes on from the newest checkpoint" if trains else ""), status=130)
+        _fail("interrupted" + ("; if there is a checkpoint, --resume goes on from it" if trains else ""), status=130)
 
 
 def require_episodes(n_episodes: int, seed: int, num_workers: int = 1) -> None:
@@ -197,6 +203,7 @@ def _one_line(text: str) -> str:
     """The framed message of tyro as one line."""
     plain = " ".join(re.sub(r"\x1b\[[0-9;]*m|[│─╭╮╰╯]|-{9,}", " ", text).split())
     plain = re.sub(r"(Perhaps you meant: --\S+).*", r"\1", plain)
+    plain = re.sub(r"^Required options Missing from \S+ (--\S+).*", r"\1 is required", plain)
     plain = re.split(r" Argument helptext:| Got errors:| For full helptext| Similar arguments:", plain)[0]
     return (
         re.sub(r"^(Parsing error|Value error|Invalid choice|Unrecognized options|Missing (?:value|argument)) ", "", plain).strip()

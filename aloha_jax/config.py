@@ -338,9 +338,8 @@ class Config:
         _require(not changed or self.has_pixels, "obs", f"must have pixels with {flags}", self.obs)
         beside = self.history or self.observe_target or self.privileged_critic
         flags = "--history, --observe-target or --privileged-critic"
-        _require(
-            not beside or self.has_pixels, "obs", f"must have pixels with {flags}; --preset state has none of them", self.obs
-        )
+        without = f"must have pixels with {flags}, which --preset state does without"
+        _require(not beside or self.has_pixels, "obs", without, self.obs)
         _require(not self.state_coef or self.privileged_critic, "state_coef", "needs --privileged-critic", self.state_coef)
         if self.has_pixels:
             height, width = self.image_height, self.image_width

@@ -284,7 +284,7 @@ def make(
     Args:
         task: `insertion`.
         num_envs: number of worlds, N.
-        engine: `c` (C MuJoCo on a thread pool), `mjx` (on JAX's device), or `auto`: `c`, the faster one on every machine.
+        engine: `c` (C MuJoCo on a thread pool), `mjx` (on JAX's device), or `auto`: `c`, on every machine.
         impl: implementation of the `mjx` engine, `auto`, `warp` or `jax`; unused by `c`.
         physics: `exact` (gym_aloha's 10 x 0.002 s) or `fast` (4 x 0.005 s, capped solver; mjx's `jax` has its own).
         obs: `pixels`, `pixels_agent_pos` or `state`.

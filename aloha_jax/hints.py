@@ -21,6 +21,13 @@ def idle_gpu(config: Config, platform: str, gpus: int) -> str | None:
     )
 
 
+def physics_on_cpu(config: Config, platform: str) -> str | None:
+    """If MJX, which is for accelerators, runs on the CPU."""
+    if platform != "cpu" or config.engine != "mjx":
+        return None
+    return "JAX sees no accelerator, and MJX simulates on the CPU, far slower than --engine c; --preset cpu is for such machines"
+
+
 def software_opengl(gl_renderer: str, gpus: int) -> str | None:
     """If pictures are drawn on the CPU of a machine that has GPUs."""
     software = any(name in gl_renderer.lower() for name in ("llvmpipe", "softpipe", "swrast"))

@@ -226,7 +226,7 @@ class Run:
 
     def _records(self) -> dict[str, Any]:
         """What a run remembers beside its state, as JSON."""
-        return {"best_score": self.best_score, "logger": self.logger.records}
+        return {"best_score": self.best_score, "broken_updates": self.broken_updates, "logger": self.logger.records}
 
     def _save_to(self, writer: CheckpointWriter, state: RunState, records: dict[str, Any], score: float | None = None) -> None:
         policy, rest = _policy_and_rest(state)
@@ -238,6 +238,7 @@ class Run:
         judged = {self.state.judged_field: saved.policy["params"]}
         self.state = saved.run["state"]._replace(stats=saved.policy["stats"], **judged)
         self.best_score = saved.records["best_score"]
+        self.broken_updates = saved.records.get("broken_updates", 0)  # older checkpoints do not say
         logger: dict[str, Any] = saved.records["logger"]
         return logger
 
@@ -245,6 +246,7 @@ class Run:
         config, device, console = self.config, jax.devices()[0], self.logger.console
         given = [
             hints.idle_gpu(config, device.platform, num_gpus()),
+            hints.physics_on_cpu(config, device.platform),
             hints.lopsided_crop(config),
             hints.silent_teacher(config),
             hints.unheard_reward(config),

@@ -122,22 +122,33 @@ class Agreement(NamedTuple):
         same_level: share of steps with the same level, until the first of the two has ended.
         later: control steps by which an episode ends later, least and most.
         final: float[N], metres between where an object is at the end of either, whichever object is farther off.
+        farthest: float[N], the same at any step until the first of the two has ended, or at the end.
     """
 
     success: int
     same_level: float
     later: tuple[int, int]
     final: np.ndarray
+    farthest: np.ndarray
+
+
+def object_distances(a: Trajectory, b: Trajectory) -> np.ndarray:
+    """[steps] metres between where peg or socket is, whichever is farther off, until the first of the two has ended.
+
+    The last one compares the ends, wherever they are.
+    """
+    steps = min(len(a.qpos), len(b.qpos))
+    apart = np.concatenate([a.qpos[: steps - 1] - b.qpos[: steps - 1], a.qpos[-1:] - b.qpos[-1:]])
+    return np.max([np.linalg.norm(apart[:, where][:, :3], axis=1) for where in (scene.PEG_QPOS, scene.SOCKET_QPOS)], axis=0)
 
 
 def compare(ours: list[Trajectory], theirs: list[Trajectory]) -> Agreement:
     pairs = list(zip(ours, theirs, strict=True))
     same = np.concatenate([a.levels[: len(b.levels)] == b.levels[: len(a.levels)] for a, b in pairs])
-    apart = [a.qpos[-1] - b.qpos[-1] for a, b in pairs]
-    objects = (scene.PEG_QPOS, scene.SOCKET_QPOS)
-    final = np.array([max(np.linalg.norm(x[where][:3]) for where in objects) for x in apart])
+    apart = [object_distances(a, b) for a, b in pairs]
+    final, farthest = np.array([x[-1] for x in apart]), np.array([x.max() for x in apart])
     later = [len(a.levels) - len(b.levels) for a, b in pairs]
-    return Agreement(sum(a.levels[-1] == 4 for a in ours), float(same.mean()), (min(later), max(later)), final)
+    return Agreement(sum(a.levels[-1] == 4 for a in ours), float(same.mean()), (min(later), max(later)), final, farthest)
 
 
 def compare_engines(flags: Flags) -> None:

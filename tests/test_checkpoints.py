@@ -101,6 +101,19 @@ def test_a_run_stands_for_its_best_model_then_its_final_then_its_newest(state_ru
         shutil.rmtree(run / part)
 
 
+def test_the_run_of_a_model_is_the_one_it_lies_in(state_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(state_run, run)
+    for model in (run, run / "best_model", run / "final_model", run / "checkpoints" / "192"):
+        assert checkpoints.run_of(model) == run
+    (tmp_path / "repository").mkdir()
+    copied = tmp_path / "repository" / "model"
+    (run / "best_model").rename(copied)
+    (tmp_path / "checkpoints").mkdir()  # of something else
+    assert checkpoints.run_of(copied) is None
+    assert checkpoints.run_of(tmp_path / "repository") is None
+
+
 def test_an_incomplete_checkpoint_is_passed_over(state_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(state_run / "checkpoints", run / "checkpoints")

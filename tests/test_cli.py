@@ -53,6 +53,9 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
     [
         ("--colour red", "--colour"),
         ("--preset polish", "--init-from"),
+        ("--preset pixels", "--preset pixels imitates a teacher: give one, --teacher pretrained/insertion-scratch say"),
+        ("--preset cpu --teacher None", "--preset cpu imitates a teacher"),
+        ("--preset state --history 4 8", "--history, --observe-target or --privileged-critic, which --preset state does without"),
         ("--preset pixels-polish", "--init-from"),
         ("--preset pixels-finetune", "--init-from"),
         ("--preset pixels-ppo-polish", "--init-from"),
@@ -101,7 +104,7 @@ def test_train_refuses_a_gpu_that_is_not_there(refused: Refused) -> None:
 @pytest.mark.parametrize(
     ("args", "says"),
     [
-        ("", "--model-path"),
+        ("", "error: --model-path is required; see --help\n"),
         ("--model-path", "--model-path"),
         ("--model-path missing", "--model-path missing does not exist"),
         ("--model-path .", "holds no model"),
@@ -140,6 +143,7 @@ def test_help_is_no_error(main: Callable[[list[str]], None], capsys: pytest.Capt
     captured = capsys.readouterr()
     assert end.value.code == 0
     assert "--seed" in captured.out
+    assert main is not train.main or "--preset cpu" in " ".join(captured.out.split())  # whose defaults they are
     assert captured.err == ""
 
 
@@ -270,11 +274,13 @@ def test_a_bug_keeps_its_traceback(error: Exception) -> None:
 
 
 def test_flags_override_the_preset() -> None:
-    config, given = cli.parse_config(["--preset", "smoke", "--n-envs", "8", "--no-normalize-obs", "--crop", "None"])
+    config, given = cli.parse_config(
+        ["--preset", "smoke", "--n_envs", "8", "--no-normalize-obs", "--no_final_video", "--crop", "None"]
+    )
     smoke = PRESETS["smoke"]
     assert (config.n_envs, config.normalize_obs, config.crop) == (8, False, None)
     assert (config.n_steps, config.features_dim) == (smoke.n_steps, smoke.features_dim)
-    assert given == {"preset", "n_envs", "normalize_obs", "crop"}
+    assert given == {"preset", "n_envs", "normalize_obs", "final_video", "crop"}
 
 
 def test_auto_chooses_the_preset_of_the_machine() -> None:

@@ -11,15 +11,9 @@ from gym_aloha.tasks import sim
 from gym_aloha.utils import sample_insertion_pose
 
 from aloha_jax import expert, scene
+from benchmarks.fidelity import BlindInsertion
 
 SEEDS = range(40)
-
-
-class BlindInsertion(sim.InsertionTask):
-    """gym_aloha's task without its observation: rendering three cameras takes a hundred times as long as the physics."""
-
-    def get_observation(self, physics):
-        return {}
 
 
 @dataclasses.dataclass(frozen=True)

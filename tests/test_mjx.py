@@ -1,5 +1,6 @@
 """MJX is the same simulation: C MuJoCo's trajectories, its contacts, its resets, and honest about explosions and full buffers."""
 
+import types
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from aloha_jax import expert, scene
 from aloha_jax.config import ConfigError
 from aloha_jax.engines import Physics, make_engine
 from aloha_jax.engines.c import CEngine
-from aloha_jax.engines.mjx import GRAPH_MODE, MjxEngine, MjxState, chosen_graph_mode
+from aloha_jax.engines.mjx import GRAPH_MODE, MjxEngine, MjxState, chosen_graph_mode, default_impl
 from aloha_jax.tasks.insertion import Insertion
 
 NUM_WORLDS = 3  # in all tests: compiling takes most of their time
@@ -166,6 +167,28 @@ def test_graph_modes_are_chosen_by_name(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv(GRAPH_MODE, "fast")
     with pytest.raises(ConfigError, match=r"one of NONE, JAX, WARP.*not 'fast'"):
         make_engine("mjx", impl="warp")
+
+
+@pytest.mark.parametrize(
+    ("platform", "kind", "impl"),
+    [
+        ("cpu", "cpu", "warp"),
+        ("cuda", "NVIDIA H200", "warp"),
+        ("cuda", "Tesla T4", "warp"),  # not every NVIDIA GPU has the name in its own
+        ("rocm", "AMD Instinct MI300X", "jax"),
+        ("tpu", "TPU v5e", "jax"),
+    ],
+)
+def test_warp_is_chosen_where_it_has_kernels(monkeypatch: pytest.MonkeyPatch, platform: str, kind: str, impl: str) -> None:
+    device = types.SimpleNamespace(platform="gpu" if platform in ("cuda", "rocm") else platform, device_kind=kind)
+
+    def devices(backend: str | None = None) -> list[types.SimpleNamespace]:
+        if backend not in (None, platform):
+            raise RuntimeError(f"Unknown backend {backend}")  # as JAX does
+        return [device]
+
+    monkeypatch.setattr(jax, "devices", devices)
+    assert default_impl() == impl
 
 
 def test_the_jax_implementation_refuses_exact_physics() -> None:

@@ -167,6 +167,18 @@ def test_any_size(poses: np.ndarray, size: tuple[int, int]) -> None:
     assert pictures.any()
 
 
+@pytest.mark.parametrize(("on_gpu", "lost"), [(False, "egl.EglRenderer"), (True, "warp.WarpRenderer")])
+def test_auto_takes_the_other_renderer_where_one_does_not_work(monkeypatch: pytest.MonkeyPatch, on_gpu: bool, lost: str) -> None:
+    def unavailable(*args: object) -> None:
+        raise RendererUnavailable("not here")
+
+    with make_renderer("auto", "insertion", 8, 8, num_workers=1, on_gpu=on_gpu) as renderer:
+        assert type(renderer).__name__ == lost.split(".")[1]
+    monkeypatch.setattr(f"aloha_jax.pixels.{lost}", unavailable)
+    with make_renderer("auto", "insertion", 8, 8, num_workers=1, on_gpu=on_gpu) as renderer:
+        assert {type(renderer).__name__, lost.split(".")[1]} == {"EglRenderer", "WarpRenderer"}
+
+
 @pytest.mark.parametrize(
     ("quality", "size", "crop", "drawn", "traced"),
     [

@@ -371,6 +371,13 @@ def test_a_gpu_that_nobody_uses_is_noticed(
     assert warning is None or ("--extra cuda" in warning and "\n" not in warning)
 
 
+@pytest.mark.parametrize(("preset", "platform", "warns"), [("gpu", "cpu", True), ("gpu", "gpu", False), ("cpu", "cpu", False)])
+def test_mjx_on_a_cpu_is_noticed(preset: str, platform: str, warns: bool) -> None:
+    warning = hints.physics_on_cpu(PRESETS[preset], platform)
+    assert (warning is not None) is warns
+    assert warning is None or "--engine c" in warning
+
+
 def test_out_of_memory(resumable: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def exhausted(state: training.RunState) -> Any:
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 68719476736 bytes.\nBufferAssignment: ...")

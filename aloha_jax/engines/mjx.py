@@ -49,11 +49,20 @@ class MjxState(NamedTuple):
     overflow: jax.Array
 
 
-def default_impl() -> str:
-    """The implementation for JAX's default device: `warp` where Warp has kernels, `jax` elsewhere (TPU, ROCm, Metal)."""
+def warp_has_kernels() -> bool:
+    """Whether Warp has kernels for JAX's default device: CPUs and CUDA have; TPUs, ROCm and Metal do not."""
     device = jax.devices()[0]
-    cuda = device.platform == "gpu" and "nvidia" in device.device_kind.lower()
-    return "warp" if cuda or device.platform == "cpu" else "jax"
+    if device.platform == "cpu":
+        return True
+    try:
+        return device in jax.devices("cuda")  # its name says nothing: a "Tesla T4" is NVIDIA's, too
+    except RuntimeError:  # there is no such backend
+        return False
+
+
+def default_impl() -> str:
+    """The implementation for JAX's default device: `warp` where Warp has kernels, `jax` elsewhere."""
+    return "warp" if warp_has_kernels() else "jax"
 
 
 def chosen_graph_mode() -> GraphMode | None:

@@ -82,19 +82,26 @@ def make_renderer(
     """
     if name not in ("auto", "egl", "warp"):
         raise ValueError(f"renderer is 'auto', 'egl' or 'warp', not {name!r}")
-    if name == "egl" or (name == "auto" and not on_gpu):
+
+    def by_opengl() -> Renderer:
         from aloha_jax.pixels.egl import EglRenderer
 
-        try:
-            model = make_visual_model(task, quality, height, width, crop)
-            return EglRenderer(model, supersampling(quality, height, width, crop), num_workers)
-        except RendererUnavailable:
-            if name == "egl":
-                raise
-    from aloha_jax.pixels.warp import WarpRenderer
+        model = make_visual_model(task, quality, height, width, crop)
+        return EglRenderer(model, supersampling(quality, height, width, crop), num_workers)
 
-    model = make_visual_model(task, quality, height, width, crop, ray_traced=True)
-    return WarpRenderer(model, rays_per_pixel(quality, height, width, crop))
+    def by_rays() -> Renderer:
+        from aloha_jax.pixels.warp import WarpRenderer
+
+        model = make_visual_model(task, quality, height, width, crop, ray_traced=True)
+        return WarpRenderer(model, rays_per_pixel(quality, height, width, crop))
+
+    if name != "auto":
+        return by_opengl() if name == "egl" else by_rays()
+    first, second = (by_rays, by_opengl) if on_gpu else (by_opengl, by_rays)
+    try:
+        return first()
+    except RendererUnavailable:
+        return second()
 
 
 def check_poses(shape: tuple[int, ...], nq: int) -> None:

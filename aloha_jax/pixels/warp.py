@@ -12,7 +12,7 @@ import numpy as np
 import warp
 from mujoco import mjx
 
-from aloha_jax.engines.mjx import chosen_graph_mode
+from aloha_jax.engines.mjx import chosen_graph_mode, warp_has_kernels
 from aloha_jax.pixels import RendererUnavailable, check_poses
 from aloha_jax.scene import CAMERA
 from aloha_jax.visual import places_in_pixel
@@ -43,7 +43,7 @@ class WarpRenderer:
             RendererUnavailable: Warp has no kernels for JAX's default device.
         """
         device = jax.devices()[0]
-        if device.platform != "cpu" and "nvidia" not in device.device_kind.lower():
+        if not warp_has_kernels():
             raise RendererUnavailable(f"--renderer warp runs on NVIDIA GPUs and on CPUs, not on {device.device_kind}: use egl")
         warp.config.log_level = warp.LOG_ERROR  # it would print every kernel that it loads
         self.height: int = model.vis.global_.offheight
