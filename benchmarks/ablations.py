@@ -61,14 +61,6 @@ def _whole_frame(height: int, width: int) -> Ablation:
     return _pixels(f"{height}×{width} pixels of the whole frame", "--crop", "None", *size)
 
 
-PURE_PPO = ("--ppo-coef", "1", "--distill-coef", "0", "--teacher-mix", "0")
-# The `pixels` preset explores, steps and averages as suits an imitator; this is how `state`, which has no teacher either, does.
-EXPLORE = (
-    *("--log-std-init", "-0.7", "--log-std-final", "-1.7", "--n-epochs", "4"),
-    *("--learning-rate", "6e-4", "--lr-schedule", "adaptive", "--target-kl", "0.02"),
-    *("--average-decay", "0"),
-)
-
 ABLATIONS: dict[str, Ablation] = {
     "state": Ablation("state", "the recipe"),
     "state-absolute": Ablation("state", "absolute actions", ("--action", "absolute")),
@@ -92,11 +84,13 @@ ABLATIONS: dict[str, Ablation] = {
     "pixels-64x64": _whole_frame(64, 64),
     "pixels-84x84": _whole_frame(84, 84),
     "pixels-120x160": _whole_frame(120, 160),
-    "pixels-untaught": Ablation("pixels", "PPO without a teacher", PURE_PPO),
-    "pixels-untaught-own-critic": Ablation("pixels", "the same, its critic sees pixels", (*PURE_PPO, "--no-privileged-critic")),
-    "pixels-untaught-explore": Ablation("pixels", "PPO without a teacher, exploring as `state` does", (*PURE_PPO, *EXPLORE)),
-    "pixels-untaught-explore-own-critic": Ablation(
-        "pixels", "the same, its critic sees pixels", (*PURE_PPO, *EXPLORE, "--no-privileged-critic")
+    "pixels-cheap": _pixels("cheap physics and pictures", "--physics", "fast", "--render-quality", "fast"),
+    "pixels-few-worlds": _pixels("128 worlds of 16 steps", "--n-envs", "128", "--n-steps", "16"),
+    "pixels-no-state": _pixels("the state is not predicted", "--state-coef", "0"),
+    "pixels-untaught": Ablation("pixels-ppo", "PPO without a teacher"),
+    "pixels-untaught-no-state": Ablation("pixels-ppo", "the same, the state is not predicted", ("--state-coef", "0")),
+    "pixels-untaught-own-critic": Ablation(
+        "pixels-ppo", "the same, its critic sees pixels", ("--state-coef", "0", "--no-privileged-critic")
     ),
 }
 

@@ -40,10 +40,9 @@ parts() {
     "$part" train_polish 200 $train --preset polish --init-from "$out/state/final_model" --log-dir "$out/polish"
     "$part" judge_polish 200 $python eval.py --model-path "$out/polish/final_model" --n-episodes 200 --seed 5000000 --num-workers 8 \
         --json "$out/polish.json"
-    "$part" train_pixels 560 $train --preset pixels $teacher --log-dir "$out/pixels"
-    "$part" train_exact 400 $train --preset pixels-polish $teacher --init-from "$out/pixels/final_model" --log-dir "$out/exact"
-    "$part" judge_exact 300 $python eval.py --model-path "$out/exact/final_model" --n-episodes 200 --seed 5000000 --num-workers 8 \
-        --json "$out/exact.json"
+    "$part" train_pixels 500 $train --preset pixels $teacher --log-dir "$out/pixels"
+    "$part" judge_pixels 300 $python eval.py --model-path "$out/pixels/final_model" --n-episodes 200 --seed 5000000 --num-workers 8 \
+        --json "$out/pixels.json"
     "$part" c_egl 400 $python -m benchmarks.throughput --engine c --renderer egl --size 64 --worlds 1024
     single="--measure render pixel-policy --no-double-buffer"
     "$part" c_egl_single 300 $python -m benchmarks.throughput --engine c --renderer egl --size 64 --worlds 1024 $single
@@ -68,6 +67,8 @@ parts() {
     "$part" train_gpu 300 $gpu --log-dir "$out/gpu"
     # With shadows from the start: twice the rays, and pictures that the second stage need not get used to.
     "$part" train_gpu_shadows 300 $gpu --render-quality shadows --log-dir "$out/gpu-shadows"
+    # `pixels` with everything on the GPU: the judge's physics by MJX-Warp, pictures by rays.
+    "$part" train_pixels_mjx 500 $train --preset pixels $teacher --engine mjx --log-dir "$out/pixels-mjx"
     # More scenes in every update, and the state to predict: what makes a student several times as good in its first minutes (experiment 51).
     wide="--state-coef 1 --n-steps 4"
     "$part" train_gpu_wide 400 $gpu $wide --n-envs 4096 --log-dir "$out/gpu-wide"
@@ -80,7 +81,7 @@ parts() {
     "$part" train_gpu_ppo_egl 240 $train --preset pixels-ppo-polish --engine c --n-envs 256 --batch-size 1024 --total-timesteps 491520 \
         --eval-freq 98304 --checkpoint-freq 98304 --init-from "$out/gpu-ppo/final_model" --log-dir "$out/gpu-ppo-egl"
     # The second stage of `gpu`, with pictures by OpenGL, which are the judge's, and all on the GPU.
-    exact="$train --preset pixels-polish $teacher --init-from $out/gpu/final_model"
+    exact="$train --preset pixels-polish $teacher --state-coef 0 --n-steps 16 --init-from $out/gpu/final_model"
     judge="$python eval.py --n-episodes 200 --seed 5000000 --num-workers 8"
     "$part" train_gpu_egl 500 $train --preset gpu-polish --init-from "$out/gpu/final_model" --log-dir "$out/gpu-egl"
     "$part" train_gpu_warp 300 $exact --engine mjx --n-envs 1024 --batch-size 512 --total-timesteps 655360 --eval-freq 327680 \
@@ -88,6 +89,7 @@ parts() {
     "$part" judge_gpu_egl 300 $judge --model-path "$out/gpu-egl/final_model" --json "$out/gpu-egl.json"
     "$part" judge_gpu_wide_egl 300 $judge --model-path "$out/gpu-wide-egl/final_model" --json "$out/gpu-wide-egl.json"
     "$part" judge_gpu_ppo_egl 300 $judge --model-path "$out/gpu-ppo-egl/final_model" --json "$out/gpu-ppo-egl.json"
+    "$part" judge_pixels_mjx 300 $judge --model-path "$out/pixels-mjx/final_model" --json "$out/pixels-mjx.json"
     "$part" judge_gpu_warp 300 $judge --model-path "$out/gpu-warp/final_model" --json "$out/gpu-warp.json"
     # What a second start saves: the same, with what the first compiled.
     "$part" train_again 300 $gpu --total-timesteps 262144 --log-dir "$out/run"

@@ -17,11 +17,6 @@ from benchmarks import ablations
 from benchmarks.ablations import ABLATIONS, Flags
 
 PRETRAINED = Path(__file__).parents[1] / "pretrained"
-PURE_PPO = {"ppo_coef": 1.0, "distill_coef": 0.0, "teacher_mix": 0.0, "teacher": None}
-AS_STATE = {
-    **{"log_std_init": -0.7, "log_std_final": -1.7, "n_epochs": 4},
-    **{"learning_rate": 6e-4, "lr_schedule": "adaptive", "target_kl": 0.02, "average_decay": 0.0},
-}
 # What each changes in its recipe.
 CHANGES = {
     "state": {},
@@ -36,10 +31,12 @@ CHANGES = {
     "pixels-64x64": {"crop": None, "image_height": 64, "image_width": 64},
     "pixels-84x84": {"crop": None, "image_height": 84, "image_width": 84},
     "pixels-120x160": {"crop": None, "image_height": 120, "image_width": 160},
-    "pixels-untaught": PURE_PPO,
-    "pixels-untaught-own-critic": PURE_PPO | {"privileged_critic": False},
-    "pixels-untaught-explore": PURE_PPO | AS_STATE,
-    "pixels-untaught-explore-own-critic": PURE_PPO | AS_STATE | {"privileged_critic": False},
+    "pixels-cheap": {"physics": "fast", "render_quality": "fast"},
+    "pixels-few-worlds": {"n_envs": 128, "n_steps": 16},
+    "pixels-no-state": {"state_coef": 0.0},
+    "pixels-untaught": {},
+    "pixels-untaught-no-state": {"state_coef": 0.0},
+    "pixels-untaught-own-critic": {"state_coef": 0.0, "privileged_critic": False},
 }
 RECORDS = {"seed", "log_dir", "total_timesteps", "eval_freq", "eval_episodes", "checkpoint_freq", "final_eval_episodes"}
 
@@ -64,7 +61,7 @@ def write_evaluations(directory: Path, *rows: tuple[float, ...]) -> None:
 
 @pytest.mark.parametrize("name", [name for name in ABLATIONS if name != "state-guide"])
 def test_an_ablation_changes_what_it_says_and_nothing_else(name: str) -> None:
-    recipe = dataclasses.replace(PRESETS[ABLATIONS[name].recipe], teacher="t" if name.startswith("pixels") else None)
+    recipe = dataclasses.replace(PRESETS[ABLATIONS[name].recipe], teacher="t" if ABLATIONS[name].taught else None)
     assert changes(configuration(Flags(teacher="t"), name), recipe) == CHANGES[name]
 
 
@@ -80,7 +77,7 @@ def test_the_guide_on_the_state_is_the_guide() -> None:
 
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_budget_and_records_are_the_same_for_all(name: str) -> None:
-    own = {"state": 2_500_000, "pixels": 2_000_000}[name.partition("-")[0]]
+    own = {"state": 2_500_000, "pixels": 500_000, "pixels-ppo": 2_000_000}[ABLATIONS[name].recipe]
     for total, expected in ((1_000_000, 1_000_000), (None, own)):
         config = configuration(Flags(teacher="t", total_timesteps=total, out=Path("somewhere")), name, seed=7)
         assert (config.total_timesteps, config.eval_freq, config.eval_episodes) == (expected, expected // 10, 64)
