@@ -75,7 +75,7 @@ def make_renderer(
         crop: part of the 480x640 frame to look at; by default all of it.
         num_workers: processes that draw; by default one per core.
         quality: a key of `visual.QUALITIES`.
-        on_gpu: whether the worlds live on a CUDA GPU; `auto` then draws there.
+        on_gpu: whether the worlds live on a GPU; `auto` then draws there, if that works.
 
     Raises:
         RendererUnavailable: OpenGL does not work here, or Warp has no kernels for this device.
