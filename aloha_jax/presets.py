@@ -81,7 +81,7 @@ _PIXELS = dataclasses.replace(
     final_eval_episodes=10,
 )
 
-# Where a policy learns by trial: the cheap physics is twice as fast, and what it lacks a second stage makes up for.
+# Where a policy learns by trial: cheap physics and pictures are faster, and what they lack a second stage makes up for.
 _CHEAP: dict[str, Any] = {"physics": "fast", "render_quality": "fast"}
 
 # No teacher: what `scratch` learns from, seen by the camera, and by the critic the state (experiments 35 to 47).
