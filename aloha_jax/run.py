@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from aloha_jax import checkpoints, evaluation, hints, judge, plots, startup, training
+from aloha_jax import checkpoints, evaluation, hints, judge, origins, plots, startup, training
 from aloha_jax.atomic import replacing
 from aloha_jax.checkpoints import CheckpointWriter
 from aloha_jax.config import Config
@@ -52,7 +52,7 @@ class Run:
         eval_env = make_from_config(config, config.eval_episodes, autoreset=False, renderer=self.env.renderer)
         seeds = [EVALUATION_SEED + i for i in range(config.eval_episodes)]
         self.evaluator = EngineEvaluator(config, seeds, eval_env)
-        self.train_step = training.make_train_step(config, self.env, teacher=checkpoints.load_teacher(config))
+        self.train_step = training.make_train_step(config, self.env, teacher=origins.load_teacher(config))
         self.writer = CheckpointWriter(directory / "checkpoints", config.keep_period)
         self.state: RunState = training.init_run(config, self.env)
         self.best_score = -1.0
@@ -63,7 +63,7 @@ class Run:
         # Environment steps and metrics, not read yet, of the newest update, and when it was done (on an accelerator: begun).
         self._pending: tuple[int, Any, float] | None = None
         records = self._restore() if resume else {}
-        initial = None if resume else checkpoints.load_initial(config)
+        initial = None if resume else origins.load_initial(config)
         if initial is not None:
             average = None if self.state.average is None else _copy(initial.params)
             self.state = self.state._replace(params=initial.params, stats=initial.stats, average=average)
@@ -320,10 +320,10 @@ def _prepare(config: Config, resume: bool, claims: contextlib.ExitStack) -> tupl
     if config.final_eval_episodes:
         judge.require_judge()
     if resume:
-        checkpoints.load_teacher(config)  # it goes on under the saved configuration
+        origins.load_teacher(config)  # it goes on under the saved configuration
     else:
-        config = checkpoints.with_teachers_grip(config)
-        checkpoints.load_initial(config)
+        config = origins.with_teachers_grip(config)
+        origins.load_initial(config)
     require_profile(config)
     env = make_from_config(config)
     if resume:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import tyro
 
-from aloha_jax import checkpoints, cli, plots
+from aloha_jax import checkpoints, cli, origins, plots
 from aloha_jax.config import Config, ConfigError
 from aloha_jax.presets import PRESETS
 
@@ -166,7 +166,7 @@ def what_is_left(directory: Path, wanted: list[str]) -> list[str] | None:
     if not (directory / "config.json").exists():
         return wanted
     saved = Config.load(directory / "config.json")
-    config = checkpoints.with_teachers_grip(cli.parse_config(wanted)[0])
+    config = origins.with_teachers_grip(cli.parse_config(wanted)[0])
     for field in dataclasses.fields(Config):
         old, new = getattr(saved, field.name), getattr(config, field.name)
         if old != new and field.name not in INCIDENTAL:

@@ -41,6 +41,7 @@ ORDER = [
     "rollout",
     "training",
     "checkpoints",
+    "origins",
     "video",
     "judge",
     "evaluation",

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aloha_jax import checkpoints, run, training
+from aloha_jax import checkpoints, origins, run, training
 from aloha_jax.config import Config, ConfigError
 from aloha_jax.env import Env, make_from_config
 from aloha_jax.policy import Policy, init_params, init_stats, make_network
@@ -128,7 +128,7 @@ def saved(teacher: Policy, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_saved_teacher_is_the_teacher(teacher: Policy, saved: Path) -> None:
-    loaded = checkpoints.load_teacher(dataclasses.replace(STUDENT, teacher=str(saved)))
+    loaded = origins.load_teacher(dataclasses.replace(STUDENT, teacher=str(saved)))
     assert loaded is not None
     obs = jax.random.normal(jax.random.key(0), (3, 142))
     np.testing.assert_array_equal(loaded.act(obs), teacher.act(obs))
@@ -143,20 +143,20 @@ def test_a_run_measures_the_grip_as_its_teachers_did_unless_told_otherwise(teach
     run.execute(config)
     assert Config.load(tmp_path / "run" / "config.json").grip_tolerance == 0.006
     own = dataclasses.replace(config, grip_tolerance=0.02)
-    assert checkpoints.with_teachers_grip(own) == own
+    assert origins.with_teachers_grip(own) == own
     alone = dataclasses.replace(STUDENT, teacher=None, distill_coef=0.0, ppo_coef=1.0)
-    assert checkpoints.with_teachers_grip(alone) == alone
+    assert origins.with_teachers_grip(alone) == alone
 
 
 def test_teachers_that_do_not_fit_are_refused(saved: Path, tmp_path: Path) -> None:
     blind = dataclasses.replace(PRESETS["smoke"], obs="pixels", privileged_critic=False)
     checkpoints.save_model(tmp_path / "blind", Policy(blind, init_params(blind, jax.random.key(0)), init_stats(blind)))
     with pytest.raises(ConfigError, match=r"--teacher .* sees pixels"):
-        checkpoints.load_teacher(dataclasses.replace(STUDENT, teacher=str(tmp_path / "blind")))
+        origins.load_teacher(dataclasses.replace(STUDENT, teacher=str(tmp_path / "blind")))
     with pytest.raises(ConfigError, match=r"--teacher .* --action delta"):
-        checkpoints.load_teacher(dataclasses.replace(STUDENT, teacher=str(saved), action="absolute"))
+        origins.load_teacher(dataclasses.replace(STUDENT, teacher=str(saved), action="absolute"))
     with pytest.raises(checkpoints.CheckpointError, match=r"--teacher .*nowhere"):
-        checkpoints.load_teacher(dataclasses.replace(STUDENT, teacher=str(tmp_path / "nowhere")))
+        origins.load_teacher(dataclasses.replace(STUDENT, teacher=str(tmp_path / "nowhere")))
 
 
 def test_a_run_starts_from_another_models_parameters(teacher: Policy, saved: Path, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_an_update_is_timed_to_its_end(tmp_path: Path) -> None:
 
 def test_a_shipped_teacher_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    teacher = checkpoints.load_teacher(PRESETS["cpu"])
+    teacher = origins.load_teacher(PRESETS["cpu"])
     assert teacher is not None
     assert teacher.config.obs == "state"
 
@@ -217,7 +217,7 @@ def test_a_start_that_saw_other_numbers_is_refused(tmp_path: Path) -> None:
     params = init_params(commands, jax.random.key(0))
     checkpoints.save_model(tmp_path / "model", Policy(commands, params, init_stats(commands)))
     with pytest.raises(ConfigError, match=r"than this run: --obs pixels_agent_pos here, pixels there$"):
-        checkpoints.load_initial(joints)
+        origins.load_initial(joints)
 
 
 @pytest.mark.parametrize(("here", "there", "fits"), [(0.0, 1.0, False), (1.0, 0.0, False), (0.5, 1.0, True)])
@@ -231,9 +231,9 @@ def test_a_start_that_acts_on_what_it_predicts_is_no_start_for_one_that_does_not
     config = dataclasses.replace(wanted, init_from=str(tmp_path / "model"))
     if not fits:
         with pytest.raises(ConfigError, match=f"--init-from .*: --state-coef {here} here, {there} there"):
-            checkpoints.load_initial(config)
+            origins.load_initial(config)
         return
-    initial = checkpoints.load_initial(config)
+    initial = origins.load_initial(config)
     assert initial is not None
     jax.tree.map(np.testing.assert_array_equal, initial.params, params)
 
@@ -259,7 +259,7 @@ def test_a_start_whose_parameters_mean_something_else_is_refused(saved: Path, na
     changes: dict[str, Any] = {"init_from": str(saved), name: value}
     config = dataclasses.replace(TEACHER, **changes)
     with pytest.raises(ConfigError, match=f"--init-from .*--{name} {value} here, {getattr(TEACHER, name)} there"):
-        checkpoints.load_initial(config)
+        origins.load_initial(config)
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_a_start_that_saw_other_pictures_is_refused_though_its_parameters_fit(
     ]
     assert shapes[0] == shapes[1]
     with pytest.raises(ConfigError, match=f"--init-from .*: {said}"):
-        checkpoints.load_initial(config)
+        origins.load_initial(config)
 
 
 def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(saved: Path, tmp_path: Path) -> None:
