@@ -19,10 +19,11 @@ import tyro
 
 from aloha_jax import checkpoints, startup
 from aloha_jax.checkpoints import CheckpointError
-from aloha_jax.config import MAX_EPISODES, Config, ConfigError, LaterStage
+from aloha_jax.config import MAX_EPISODES, Config, ConfigError
 from aloha_jax.pixels import RendererUnavailable
 from aloha_jax.presets import PRESETS
 from aloha_jax.run import Diverged
+from aloha_jax.settings import LaterStage
 from aloha_jax.signals import Interrupted
 
 T = TypeVar("T")

@@ -2,9 +2,10 @@
 
 import os
 
-from aloha_jax.config import WORK_AREA, Config
+from aloha_jax.config import Config
 from aloha_jax.presets import PRESETS
 from aloha_jax.scene import WHOLE_FRAME
+from aloha_jax.settings import WORK_AREA
 from aloha_jax.visual import Crop
 
 MIRROR_SLACK = 16  # pixels of the frame by which the arms' views may be apart: a network does not mind two of its own

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from aloha_jax.config import NATURE_CNN
+from aloha_jax.settings import NATURE_CNN
 
 ACTION_SIZE = 14
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"relu": nn.relu, "elu": nn.elu, "tanh": nn.tanh}

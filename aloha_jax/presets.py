@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Any
 
-from aloha_jax.config import NATURE_CNN, Config
+from aloha_jax.config import Config
+from aloha_jax.settings import NATURE_CNN
 
 TEACHER = "pretrained/insertion-scratch"  # in the repository
 

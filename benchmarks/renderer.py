@@ -13,8 +13,8 @@ from skimage.metrics import structural_similarity
 
 import aloha_jax
 from aloha_jax import expert
-from aloha_jax.config import WORK_AREA
 from aloha_jax.pixels import frame_to_observation, make_renderer
+from aloha_jax.settings import WORK_AREA
 from aloha_jax.visual import QUALITIES
 
 

@@ -21,12 +21,13 @@ import tyro
 
 import aloha_jax
 from aloha_jax import training
-from aloha_jax.config import NATURE_CNN, Config
+from aloha_jax.config import Config
 from aloha_jax.engines import Engine, make_engine
 from aloha_jax.engines.c import action_to_ctrl
 from aloha_jax.env import Env, make_from_config
 from aloha_jax.pixels import DeviceRenderer, Renderer, make_renderer
 from aloha_jax.policy import make_network
+from aloha_jax.settings import NATURE_CNN
 from aloha_jax.startup import usable_cores
 
 HOME = (0.0, -0.96, 1.16, 0.0, -0.3, 0.0, 0.5) * 2  # gym_aloha's start pose, grippers half open

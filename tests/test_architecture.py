@@ -15,6 +15,7 @@ ORDER = [
     "atomic",
     "signals",
     "typed_json",
+    "settings",
     "config",
     "presets",
     "decimation",

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from aloha_jax.config import FORMAT_VERSION, NATURE_CNN, Config, ConfigError
+from aloha_jax.config import FORMAT_VERSION, Config, ConfigError
 from aloha_jax.presets import PRESETS
+from aloha_jax.settings import NATURE_CNN
 
 CONFIG = Config(n_envs=64, n_steps=32, batch_size=512)
 
