@@ -76,7 +76,8 @@ class Config(Settings):
         height = self.grip_height_tolerance
         other = "must be None with --grip-tolerance, which asks for another height"
         _require(height is None or self.grip_tolerance is None, "grip_height_tolerance", other, height)
-        _require(0 <= self.start_share <= 1, "start_share", "must lie in 0..1", self.start_share)
+        for name in ("start_share", "action_delay"):
+            _require(0 <= getattr(self, name) <= 1, name, "must lie in 0..1", getattr(self, name))
         _require(0 <= self.start_yaw <= 180, "start_yaw", "must lie in 0..180 degrees", self.start_yaw)
         apart = f"must lie in 0..{MAX_START_SHIFT} m, or peg and socket might start in each other"
         _require(0 <= self.start_shift <= MAX_START_SHIFT, "start_shift", apart, self.start_shift)

@@ -59,6 +59,7 @@ class Env:
         shaping: Shaping | None = None,
         start_range: StartRange | None = None,
         camera_shift: float = 0.0,
+        action_delay: float = 0.0,
     ):
         self.engine, self.renderer, self.num_envs = engine, renderer, num_envs
         self.task = make_task(task_name, engine.scene, shaping, start_range)
@@ -67,7 +68,7 @@ class Env:
         self._views = Views(self.task, obs, renderer, observe_target, history)
         self.lags = self._views.lags
         self.target_low, self.target_high = target_limits(engine)
-        self.camera_shift = camera_shift if obs != "state" else 0.0
+        self._domain = functools.partial(starts.domain, camera_shift if obs != "state" else 0.0, action_delay)
         self.start_share, self.records = start_share, start_states == "archive"
         self.initial_archive = starts.initial_archive(start_states, engine, self.task, seed)
 
@@ -122,7 +123,8 @@ class Env:
         if action.shape != expected:
             raise ValueError(f"step wants actions of shape {expected}, not {action.shape}")
         target = self.next_target(state.target, self.task.agent_pos(state.physics), action)
-        physics = self.engine.step(state.physics, target)
+        late = state.domain.late
+        physics = self.engine.step(state.physics, target if late is None else _choose(late, state.target, target))
         invalid = ~jnp.isfinite(physics.qpos).all(axis=1) | ~(jnp.abs(physics.qvel) < 1e3).all(axis=1)
         invalid |= ~jnp.isfinite(target).all(axis=1)  # MuJoCo ignores such a control, but it would stay in the observation
         # The last good state ends the episode.
@@ -171,8 +173,8 @@ class Env:
         target = self.task.agent_pos(physics)
         privileged = self.task.features(physics, target, progress)
         memory = history.start(history.known(self.obs, self.task.agent_pos(physics), target), self.lags)
-        camera = starts.camera(self.camera_shift, keys)
-        now = Moment(physics, target, privileged, memory, camera)
+        domain = self._domain(keys)
+        now = Moment(physics, target, privileged, memory, domain.camera)
         obs = self._views.now(now)
         return EnvState(
             physics=physics,
@@ -196,14 +198,14 @@ class Env:
             next_task_start=jnp.ones(num_worlds, bool),
             history=memory,
             archive=self.initial_archive,
-            camera=camera,
+            domain=domain,
         )
 
     def _reset_ended(self, state: EnvState) -> tuple[EnvState, Moment, Moment]:
         """Start new episodes where one has ended: the worlds, and what there is to observe of them now and before."""
         final = state.physics
         final_privileged = self.task.features(final, state.target, state.progress)
-        before = Moment(final, state.target, final_privileged, state.history, state.camera)
+        before = Moment(final, state.target, final_privileged, state.history, state.domain.camera)
         if not self.autoreset:
             after = state._replace(privileged=final_privileged, final_privileged=final_privileged, final_qpos=final.qpos)
             return after, before, before
@@ -214,10 +216,10 @@ class Env:
         physics = self.engine.reset_where(done, final, start.qpos, start.qvel)
         start_target = jnp.where(start.of_task[:, None], self.task.agent_pos(physics), start.target)
         memory = history.start(history.known(self.obs, self.task.agent_pos(physics), start_target), self.lags)
-        camera = starts.camera(self.camera_shift, start_keys)
-        fresh = (start_target, self.task.start_progress(physics), jnp.zeros_like(state.clock), start.of_task, memory, camera)
-        old = (state.target, state.progress, state.clock, state.next_task_start, state.history, state.camera)
-        target, progress, clock, next_task_start, memory, camera = _choose(done, fresh, old)
+        domain = self._domain(start_keys)
+        fresh = (start_target, self.task.start_progress(physics), jnp.zeros_like(state.clock), start.of_task, memory, domain)
+        old = (state.target, state.progress, state.clock, state.next_task_start, state.history, state.domain)
+        target, progress, clock, next_task_start, memory, domain = _choose(done, fresh, old)
         privileged = self.task.features(physics, target, progress)
         after = state._replace(
             physics=physics,
@@ -230,9 +232,9 @@ class Env:
             final_qpos=final.qpos,
             next_task_start=next_task_start,
             history=memory,
-            camera=camera,
+            domain=domain,
         )
-        return after, Moment(physics, target, privileged, memory, camera), before
+        return after, Moment(physics, target, privileged, memory, domain.camera), before
 
     def _reward(
         self, state: EnvState, physics: Physics, level: jax.Array, lost: jax.Array, change: jax.Array
@@ -278,6 +280,7 @@ def make(
     shaping: Shaping | None = None,
     start_range: StartRange | None = None,
     camera_shift: float = 0.0,
+    action_delay: float = 0.0,
 ) -> Env:
     """Build a batched environment.
 
@@ -308,6 +311,7 @@ def make(
         shaping: what the dense reward asks beyond an insertion.
         start_range: by how much the task's starts exceed gym_aloha's.
         camera_shift: metres, along x and y, by which the camera may be off its place, each episode anew.
+        action_delay: share of the episodes in which actions take effect one control step late.
 
     Raises:
         ValueError: an argument is not one of its choices.
@@ -326,6 +330,7 @@ def make(
         ("image_height", image_height, 1, FRAME_SHAPE[0]),
         ("image_width", image_width, 1, FRAME_SHAPE[1]),
         ("start_share", start_share, 0, 1),
+        ("action_delay", action_delay, 0, 1),
         ("camera_shift", camera_shift, 0, MAX_CAMERA_SHIFT),  # metres
         ("start_range.yaw", start_range.yaw, 0, math.pi),
         ("start_range.shift", start_range.shift, 0, MAX_START_SHIFT),  # metres
@@ -358,6 +363,7 @@ def make(
         shaping=shaping,
         start_range=start_range,
         camera_shift=camera_shift,
+        action_delay=action_delay,
     )
 
 
@@ -389,4 +395,5 @@ def make_from_config(
         shaping=Shaping.of(config),
         start_range=StartRange.of(config) if autoreset else None,
         camera_shift=config.camera_shift if autoreset else 0.0,
+        action_delay=config.action_delay if autoreset else 0.0,
     )

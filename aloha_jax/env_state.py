@@ -25,6 +25,18 @@ class Episode(NamedTuple):
     best_level: jax.Array
 
 
+class Domain(NamedTuple):
+    """How an episode's world differs from the task's (domain randomization, Tobin et al. 2017), per world.
+
+    Attributes:
+        camera: float32[N, 2], how far the camera is off its place along x and y, metres; None if it never is.
+        late: bool[N], whether actions take effect one control step late; None if they never do.
+    """
+
+    camera: jax.Array | None
+    late: jax.Array | None
+
+
 class EnvState(NamedTuple):
     """N worlds after a step. The world axis leads every array but those of `archive`, which all worlds share.
 
@@ -33,7 +45,7 @@ class EnvState(NamedTuple):
 
     Attributes:
         physics: the engine's state.
-        target: float32[N, 14], control targets in gym_aloha's action meaning.
+        target: float32[N, 14], control targets in gym_aloha's action meaning, as commanded last.
         progress: what the dense reward remembers.
         clock: int32[N], steps since reset.
         key: PRNG keys [N] for the starts to come.
@@ -56,7 +68,7 @@ class EnvState(NamedTuple):
         history: float32[N, max lag + 1, 14], joint positions (with `pixels`: targets) of the last steps; None if nobody
             looks back.
         archive: states that episodes may start from; None if they always start as the task does.
-        camera: float32[N, 2], how far the camera is off its place along x and y, metres; None if it never is.
+        domain: what is off in the episodes that the next step belongs to.
     """
 
     physics: Physics
@@ -80,7 +92,7 @@ class EnvState(NamedTuple):
     next_task_start: jax.Array
     history: jax.Array | None
     archive: Archive | None
-    camera: jax.Array | None
+    domain: Domain
 
     @property
     def qpos(self) -> jax.Array:

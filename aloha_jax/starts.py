@@ -1,11 +1,11 @@
-"""How episodes begin: as the task does, or for a share of them in an archived state; and where their camera is."""
+"""How episodes begin: as the task does, or for a share of them in an archived state; and what is off in them."""
 
 import jax
 import jax.numpy as jnp
 
 from aloha_jax.archive import RECORD_PROBABILITY, Archive, draw, empty_archive, expert_archive, record
 from aloha_jax.engines import Engine
-from aloha_jax.env_state import EnvState, Start
+from aloha_jax.env_state import Domain, EnvState, Start
 from aloha_jax.tasks.insertion import Insertion
 
 
@@ -37,12 +37,13 @@ def sample(task: Insertion, start_share: float, archive: Archive | None, key: ja
     return Start(qpos, qvel, target, of_task)
 
 
-def camera(most: float, keys: jax.Array) -> jax.Array | None:
-    """How far the cameras of N worlds are off their place in the coming episode, float32[N, 2] metres; None if `most` is 0."""
-    if most == 0.0:
-        return None
-    # A fourth key beside the three that `sample` makes of the same one.
-    return jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 3), (2,), minval=-most, maxval=most))(keys)
+def domain(camera_shift: float, action_delay: float, keys: jax.Array) -> Domain:
+    """What is off in the coming episode of N worlds: cameras by up to `camera_shift` metres, a share `action_delay` late."""
+    # A fourth and a fifth key beside the three that `sample` makes of the same one.
+    camera_keys, late_keys = (jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys) for i in (3, 4))
+    shift = jax.vmap(lambda key: jax.random.uniform(key, (2,), minval=-camera_shift, maxval=camera_shift))
+    late = jax.vmap(lambda key: jax.random.uniform(key) < action_delay)
+    return Domain(shift(camera_keys) if camera_shift else None, late(late_keys) if action_delay else None)
 
 
 def record_some(task: Insertion, state: EnvState) -> EnvState:

@@ -286,20 +286,49 @@ def test_training_may_move_the_camera_each_episode_and_evaluation_never_does() -
         states = [jax.jit(env.reset)(jax.random.key(0))]
         for _ in range(4):
             states.append(step(states[-1], jnp.zeros((8, 14))))
-        cameras = np.array([state.camera for state in states])
+        cameras = np.array([state.domain.camera for state in states])
         assert 0.02 < np.abs(cameras).max() <= 0.03
         np.testing.assert_array_equal(cameras[0], cameras[1])
         np.testing.assert_array_equal(cameras[2], cameras[3])
         assert len(np.unique(cameras[[0, 2, 4]].reshape(-1, 2), axis=0)) == 24
         for before, state in itertools.pairwise(states):
-            poses = np.concatenate([state.qpos, state.camera], axis=1)
+            poses = np.concatenate([state.qpos, state.domain.camera], axis=1)
             np.testing.assert_array_equal(state.obs, env.renderer.render(poses))  # type: ignore[union-attr]
             # What an ended episode showed last, it showed through its own camera.
-            poses = np.concatenate([state.final_qpos, before.camera], axis=1)
+            poses = np.concatenate([state.final_qpos, before.domain.camera], axis=1)
             np.testing.assert_array_equal(state.final_obs, env.renderer.render(poses))  # type: ignore[union-attr]
         state = jax.jit(still.reset)(jax.random.key(0))
-        assert state.camera is None
+        assert state.domain.camera is None
         np.testing.assert_array_equal(state.obs, env.renderer.render(np.asarray(state.qpos)))  # type: ignore[union-attr]
+
+
+def test_in_late_episodes_the_commands_of_the_step_before_take_effect() -> None:
+    """A world whose actions are late against one that is told them a step late."""
+    late, prompt = (make("insertion", 2, reward="dense", action_delay=share) for share in (1.0, 0.0))
+    one, other = jax.jit(late.reset_from)(STARTS[:2]), jax.jit(prompt.reset_from)(STARTS[:2])
+    assert one.domain.late is not None
+    assert one.domain.late.all()
+    assert other.domain.late is None
+    actions = np.random.default_rng(0).uniform(-0.2, 0.2, (3, 2, 14)) + HOME
+    late_step, prompt_step = jax.jit(late.step), jax.jit(prompt.step)
+    for action, before in zip(actions, [other.target, *actions[:-1]], strict=True):
+        one, other = late_step(one, action), prompt_step(other, before)
+        np.testing.assert_array_equal(one.qpos, other.qpos)
+        np.testing.assert_allclose(one.target, action, atol=1e-6)  # what was commanded, not what the joints were told
+    assert np.abs(one.qpos - STARTS[:2]).max() > 0.01
+
+
+def test_training_may_have_late_episodes_and_evaluation_never_has() -> None:
+    config = Config(obs="state", n_envs=64, action_delay=0.25, episode_length=2)
+    env = make_from_config(config)
+    step, states = jax.jit(env.step), [jax.jit(env.reset)(jax.random.key(0))]
+    for _ in range(2):
+        states.append(step(states[-1], jnp.zeros((64, 14))))
+    first, same, second = (np.asarray(state.domain.late) for state in states)
+    np.testing.assert_array_equal(first, same)
+    assert (first != second).any()
+    assert 16 < first.sum() + second.sum() < 48
+    assert make_from_config(config, autoreset=False).reset(jax.random.key(0)).domain.late is None
 
 
 def test_autoreset() -> None:
@@ -631,6 +660,7 @@ def test_pictures_are_of_the_worlds_they_belong_to(obs: str) -> None:
         ({"obs": "pixels", "image_height": 0}, "image_height"),
         ({"episode_length": 0}, "episode_length"),
         ({"camera_shift": float("nan")}, "camera_shift lies in 0"),
+        ({"action_delay": 1.1}, "action_delay lies in 0..1, not 1.1"),
         ({"start_share": 7.0}, "start_share lies in 0..1, not 7"),
         ({"obs": "pixels", "history": (4, 0)}, "history lies in 1..300, not 0"),
         ({"obs": "state", "history": (4,)}, "history needs pixels"),
