@@ -1,6 +1,7 @@
 """PPO in JAX that learns ALOHA peg insertion from camera pixels.
 
-The Python surface: `make` builds a batched environment, `load_policy` loads what `train.py` saved.
+The Python surface: `make` builds a batched environment, `load_policy` loads what `train.py` saved, `make_from_config` builds the
+environment that it was trained in.
 """
 
 import importlib
@@ -13,10 +14,11 @@ from aloha_jax.gym import register
 
 if TYPE_CHECKING:
     from aloha_jax.checkpoints import load_policy
-    from aloha_jax.env import Env, EnvState, make
+    from aloha_jax.env import Env, EnvState
+    from aloha_jax.factory import make, make_from_config
     from aloha_jax.policy import Policy
 
-__all__ = ["Env", "EnvState", "Policy", "load_policy", "make"]
+__all__ = ["Env", "EnvState", "Policy", "load_policy", "make", "make_from_config"]
 
 # Physics and rendering on the CPU run in host callbacks. With asynchronous dispatch on the CPU backend, a callback can wait for a
 # thread that waits for the callback (jax issues 24255 and 25861). The setting counts only before the first array is made.
@@ -27,7 +29,14 @@ else:
 
 register()
 
-_HOMES = {"Env": "env", "EnvState": "env", "make": "env", "Policy": "policy", "load_policy": "checkpoints"}
+_HOMES = {
+    "Env": "env",
+    "EnvState": "env",
+    "make": "factory",
+    "make_from_config": "factory",
+    "Policy": "policy",
+    "load_policy": "checkpoints",
+}
 
 
 def __getattr__(name: str) -> Any:

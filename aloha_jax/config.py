@@ -76,7 +76,7 @@ class Config(Settings):
         height = self.grip_height_tolerance
         other = "must be None with --grip-tolerance, which asks for another height"
         _require(height is None or self.grip_tolerance is None, "grip_height_tolerance", other, height)
-        for name in ("start_share", "action_delay"):
+        for name in ("start_share", "delay_share"):
             _require(0 <= getattr(self, name) <= 1, name, "must lie in 0..1", getattr(self, name))
         _require(0 <= self.start_yaw <= 180, "start_yaw", "must lie in 0..180 degrees", self.start_yaw)
         apart = f"must lie in 0..{MAX_START_SHIFT} m, or peg and socket might start in each other"

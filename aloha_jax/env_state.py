@@ -106,7 +106,7 @@ class EnvState(NamedTuple):
 
 
 class Start(NamedTuple):
-    """How an episode begins: qpos float32[30], qvel float32[28]; of an archived state also target float32[14]."""
+    """How an episode begins: qpos float32[30], qvel float32[28]; `of_task` bool[], or archived with its target float32[14]."""
 
     qpos: jax.Array
     qvel: jax.Array
@@ -115,7 +115,7 @@ class Start(NamedTuple):
 
 
 class Moment(NamedTuple):
-    """What observations are made of."""
+    """What observations are made of: of `EnvState` and, as `camera`, of its `domain`, in the same shapes."""
 
     physics: Physics
     target: jax.Array

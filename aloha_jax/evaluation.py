@@ -14,7 +14,8 @@ import numpy as np
 
 from aloha_jax import quality
 from aloha_jax.config import Config
-from aloha_jax.env import EPISODE_LENGTH, Env, EnvState, make_from_config
+from aloha_jax.env import EPISODE_LENGTH, Env, EnvState
+from aloha_jax.factory import make_from_config
 from aloha_jax.judge import Trajectory, gym_aloha_episodes, require_judge
 from aloha_jax.pixels import frame_to_observation, make_renderer
 from aloha_jax.policy import Policy, act

@@ -34,7 +34,7 @@ class AlohaVectorEnv(VectorEnv):
     def __init__(self, num_envs: int = 1, **kwargs: Any):
         import jax
 
-        from aloha_jax.env import make
+        from aloha_jax.factory import make
 
         if not kwargs.get("autoreset", True):
             raise ValueError("autoreset is how Gymnasium steps worlds on: take aloha_jax.make for worlds that stop")

@@ -1,4 +1,4 @@
-"""The models that a run goes out from: the teacher that it listens to, and the one whose parameters it starts with."""
+"""The models that a run starts from and learns from: the one whose parameters it begins with, and its teacher."""
 
 import dataclasses
 from pathlib import Path
@@ -38,7 +38,7 @@ def load_teacher(config: Config) -> Policy | None:
         theirs, ours = getattr(teacher.config, name), getattr(config, name)
         if theirs != ours:
             raise ConfigError(
-                f"--teacher {config.teacher} was trained with --{name} {theirs}, this run has {ours}: choose a preset without"
+                f"--teacher {config.teacher} was trained with --{name} {theirs}, this run has {ours}: give both the same"
             )
     return teacher
 

@@ -13,10 +13,11 @@ import numpy as np
 
 from aloha_jax import checkpoints, evaluation, hints, judge, origins, plots, startup, training
 from aloha_jax.atomic import replacing
-from aloha_jax.checkpoints import CheckpointWriter
+from aloha_jax.checkpoints import CheckpointError, CheckpointWriter
 from aloha_jax.config import Config
-from aloha_jax.env import Env, make_from_config
+from aloha_jax.env import Env
 from aloha_jax.evaluation import EngineEvaluator, Report
+from aloha_jax.factory import make_from_config
 from aloha_jax.memory import require_memory
 from aloha_jax.metrics import MetricsLogger, judging, report_table, summary_table
 from aloha_jax.networks import num_parameters
@@ -52,7 +53,9 @@ class Run:
         eval_env = make_from_config(config, config.eval_episodes, autoreset=False, renderer=self.env.renderer)
         seeds = [EVALUATION_SEED + i for i in range(config.eval_episodes)]
         self.evaluator = EngineEvaluator(config, seeds, eval_env)
-        self.train_step = training.make_train_step(config, self.env, teacher=origins.load_teacher(config))
+        teacher = origins.load_teacher(config)
+        self._teacher_sha256 = None if teacher is None else checkpoints.digest((teacher.params, teacher.stats))
+        self.train_step = training.make_train_step(config, self.env, teacher=teacher)
         self.writer = CheckpointWriter(directory / "checkpoints", config.keep_period)
         self.state: RunState = training.init_run(config, self.env)
         self.best_score = -1.0
@@ -226,7 +229,12 @@ class Run:
 
     def _records(self) -> dict[str, Any]:
         """What a run remembers beside its state, as JSON."""
-        return {"best_score": self.best_score, "broken_updates": self.broken_updates, "logger": self.logger.records}
+        return {
+            "best_score": self.best_score,
+            "broken_updates": self.broken_updates,
+            "teacher_sha256": self._teacher_sha256,
+            "logger": self.logger.records,
+        }
 
     def _save_to(self, writer: CheckpointWriter, state: RunState, records: dict[str, Any], score: float | None = None) -> None:
         policy, rest = _policy_and_rest(state)
@@ -238,7 +246,12 @@ class Run:
         judged = {self.state.judged_field: saved.policy["params"]}
         self.state = saved.run["state"]._replace(stats=saved.policy["stats"], **judged)
         self.best_score = saved.records["best_score"]
-        self.broken_updates = saved.records.get("broken_updates", 0)  # older checkpoints do not say
+        self.broken_updates = saved.records["broken_updates"]
+        if saved.records["teacher_sha256"] != self._teacher_sha256:
+            raise CheckpointError(
+                f"--teacher {self.config.teacher} is no longer the model that this run has learned from: put that back, "
+                f"or begin another run with --init-from {self.directory}"
+            )
         logger: dict[str, Any] = saved.records["logger"]
         return logger
 

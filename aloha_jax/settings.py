@@ -57,7 +57,7 @@ class Settings:
     """In training brightness and contrast of each picture are changed by factors in 1 +- this."""
     camera_shift: float = 0.0
     """Metres, along x and y, by which the camera may be off its place, each training episode anew; in gym_aloha it never is."""
-    action_delay: float = 0.0
+    delay_share: float = 0.0
     """Share of the training episodes in which actions take effect one control step late; in gym_aloha they never do."""
     action: Literal["delta", "absolute"] = "delta"
     """Changes of the joint targets, or gym_aloha's absolute joint targets."""

@@ -37,13 +37,13 @@ def sample(task: Insertion, start_share: float, archive: Archive | None, key: ja
     return Start(qpos, qvel, target, of_task)
 
 
-def domain(camera_shift: float, action_delay: float, keys: jax.Array) -> Domain:
-    """What is off in the coming episode of N worlds: cameras by up to `camera_shift` metres, a share `action_delay` late."""
+def domain(camera_shift: float, delay_share: float, keys: jax.Array) -> Domain:
+    """What is off in the coming episode of N worlds: cameras by up to `camera_shift` metres, a share `delay_share` late."""
     # A fourth and a fifth key beside the three that `sample` makes of the same one.
     camera_keys, late_keys = (jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys) for i in (3, 4))
     shift = jax.vmap(lambda key: jax.random.uniform(key, (2,), minval=-camera_shift, maxval=camera_shift))
-    late = jax.vmap(lambda key: jax.random.uniform(key) < action_delay)
-    return Domain(shift(camera_keys) if camera_shift else None, late(late_keys) if action_delay else None)
+    late = jax.vmap(lambda key: jax.random.uniform(key) < delay_share)
+    return Domain(shift(camera_keys) if camera_shift else None, late(late_keys) if delay_share else None)
 
 
 def record_some(task: Insertion, state: EnvState) -> EnvState:

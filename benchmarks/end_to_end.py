@@ -15,7 +15,7 @@ import tyro
 
 from aloha_jax import training
 from aloha_jax.config import Config
-from aloha_jax.env import make_from_config
+from aloha_jax.factory import make_from_config
 from aloha_jax.presets import PRESETS
 
 

@@ -31,7 +31,7 @@ import tyro
 
 from aloha_jax import checkpoints, run
 from aloha_jax.config import Config
-from aloha_jax.env import make_from_config
+from aloha_jax.factory import make_from_config
 from aloha_jax.run_directory import resumed_config
 from tests.crash import assert_same_run, require_whole, start_training
 

@@ -24,7 +24,8 @@ from aloha_jax import training
 from aloha_jax.config import Config
 from aloha_jax.engines import Engine, make_engine
 from aloha_jax.engines.c import action_to_ctrl
-from aloha_jax.env import Env, make_from_config
+from aloha_jax.env import Env
+from aloha_jax.factory import make_from_config
 from aloha_jax.pixels import DeviceRenderer, Renderer, make_renderer
 from aloha_jax.policy import make_network
 from aloha_jax.settings import NATURE_CNN

@@ -34,6 +34,7 @@ ORDER = [
     "starts",
     "views",
     "env",
+    "factory",
     "networks",
     "policy",
     "memory",

@@ -11,7 +11,8 @@ import pytest
 from aloha_jax import cli, training
 from aloha_jax.augmentation import augmented, color_jitter, random_shift
 from aloha_jax.config import Config, ConfigError
-from aloha_jax.env import Env, make_from_config
+from aloha_jax.env import Env
+from aloha_jax.factory import make_from_config
 from aloha_jax.policy import make_network
 from aloha_jax.presets import PRESETS
 

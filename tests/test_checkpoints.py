@@ -22,7 +22,7 @@ import pytest
 from aloha_jax import checkpoints, training
 from aloha_jax.checkpoints import CheckpointError, CheckpointWriter, load_policy, save_model
 from aloha_jax.config import Config, ConfigError
-from aloha_jax.env import make_from_config
+from aloha_jax.factory import make_from_config
 from aloha_jax.policy import Policy, init_params, init_stats
 from aloha_jax.presets import PRESETS
 from tests.small_run import PIXELS, STATE, small_run

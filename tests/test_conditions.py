@@ -14,6 +14,7 @@ from gym_aloha.constants import START_ARM_POSE
 from aloha_jax import checkpoints, judge
 from aloha_jax.conditions import NOMINAL, Condition
 from aloha_jax.config import ConfigError
+from aloha_jax.factory import make_from_config
 from aloha_jax.judge import Trajectory
 from aloha_jax.policy import Policy, init_params, init_stats
 from aloha_jax.presets import PRESETS
@@ -88,6 +89,19 @@ def test_late_actions_and_other_starts_reach_gym_aloha() -> None:
     start = condition.start(Insertion.start_from_seed(5), 5)
     np.testing.assert_allclose(moved.qpos[0][:16], nominal.qpos[0][:16], atol=1e-3)
     np.testing.assert_allclose(moved.qpos[0][[16, 17, 23, 24]], start[[16, 17, 23, 24]], atol=1e-3)  # falling, not sliding
+
+
+def test_late_actions_are_late_as_in_training() -> None:
+    """A policy's changes of targets, late in gym_aloha by its condition, and in our worlds by `delay_share`."""
+    policy = checkpoints.load_policy(str(ROBUST))
+    [judged] = judge.gym_aloha_episodes(policy, [5], condition=Condition(delay=1))
+    config = dataclasses.replace(policy.config, physics="exact", delay_share=1.0, n_envs=1)
+    env = make_from_config(config)
+    state, step = env.reset_from(Insertion.start_from_seed(5)[None]), jax.jit(env.step)
+    for wanted in judged.qpos[:30]:  # until it touches: then small differences grow
+        state = step(state, policy.act(state.obs))
+        np.testing.assert_allclose(state.qpos[0], wanted, atol=1e-3)
+    assert np.abs(judged.qpos[29] - judged.qpos[0]).max() > 0.1
 
 
 def test_a_film_shows_the_condition() -> None:

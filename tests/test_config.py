@@ -88,7 +88,7 @@ def test_json_that_lacks_a_setting_takes_its_default() -> None:
         ({"grip_height_tolerance": 0.01, "grip_tolerance": 0.008}, "--grip-height-tolerance"),
         ({"grip_height_tolerance": float("inf")}, "--grip-height-tolerance"),
         ({"start_share": 1.5}, "--start-share"),
-        ({"action_delay": -0.1}, "--action-delay"),
+        ({"delay_share": -0.1}, "--delay-share"),
         ({"start_yaw": -1.0}, "--start-yaw"),
         ({"start_yaw": float("nan")}, "--start-yaw"),
         ({"start_shift": 0.05}, "--start-shift"),

@@ -19,7 +19,8 @@ from aloha_jax import expert, scene
 from aloha_jax.actions import delta_target, target_limits
 from aloha_jax.config import Config
 from aloha_jax.engines import Physics
-from aloha_jax.env import Env, EnvState, make, make_from_config
+from aloha_jax.env import Env, EnvState
+from aloha_jax.factory import make, make_from_config
 from aloha_jax.tasks.insertion import Insertion, StartRange
 
 HOME = np.array([0, -0.96, 1.16, 0, -0.3, 0, 0.1, 0, -0.96, 1.16, 0, -0.3, 0, 0.1], np.float32)
@@ -304,7 +305,7 @@ def test_training_may_move_the_camera_each_episode_and_evaluation_never_does() -
 
 def test_in_late_episodes_the_commands_of_the_step_before_take_effect() -> None:
     """A world whose actions are late against one that is told them a step late."""
-    late, prompt = (make("insertion", 2, reward="dense", action_delay=share) for share in (1.0, 0.0))
+    late, prompt = (make("insertion", 2, reward="dense", delay_share=share) for share in (1.0, 0.0))
     one, other = jax.jit(late.reset_from)(STARTS[:2]), jax.jit(prompt.reset_from)(STARTS[:2])
     assert one.domain.late is not None
     assert one.domain.late.all()
@@ -319,7 +320,7 @@ def test_in_late_episodes_the_commands_of_the_step_before_take_effect() -> None:
 
 
 def test_training_may_have_late_episodes_and_evaluation_never_has() -> None:
-    config = Config(obs="state", n_envs=64, action_delay=0.25, episode_length=2)
+    config = Config(obs="state", n_envs=64, delay_share=0.25, episode_length=2)
     env = make_from_config(config)
     step, states = jax.jit(env.step), [jax.jit(env.reset)(jax.random.key(0))]
     for _ in range(2):
@@ -660,7 +661,7 @@ def test_pictures_are_of_the_worlds_they_belong_to(obs: str) -> None:
         ({"obs": "pixels", "image_height": 0}, "image_height"),
         ({"episode_length": 0}, "episode_length"),
         ({"camera_shift": float("nan")}, "camera_shift lies in 0"),
-        ({"action_delay": 1.1}, "action_delay lies in 0..1, not 1.1"),
+        ({"delay_share": 1.1}, "delay_share lies in 0..1, not 1.1"),
         ({"start_share": 7.0}, "start_share lies in 0..1, not 7"),
         ({"obs": "pixels", "history": (4, 0)}, "history lies in 1..300, not 0"),
         ({"obs": "state", "history": (4,)}, "history needs pixels"),

@@ -21,8 +21,8 @@ from gym_aloha.utils import sample_insertion_pose
 from aloha_jax import checkpoints, evaluation, expert, judge, scene
 from aloha_jax.actions import DELTA_SCALE
 from aloha_jax.config import Config
-from aloha_jax.env import make_from_config
 from aloha_jax.evaluation import evaluate, summarize, wilson_interval
+from aloha_jax.factory import make_from_config
 from aloha_jax.judge import Trajectory
 from aloha_jax.pixels import RendererUnavailable
 from aloha_jax.policy import Policy, init_params, init_stats

@@ -16,7 +16,7 @@ import pytest
 import train
 from aloha_jax import checkpoints, cli, metrics, run, training
 from aloha_jax.config import Config, ConfigError
-from aloha_jax.env import make_from_config
+from aloha_jax.factory import make_from_config
 from aloha_jax.networks import RunningStats
 from aloha_jax.run_directory import alone_in, prepare_directory
 from tests.crash import require_whole, rows

@@ -12,7 +12,7 @@ import pytest
 
 from aloha_jax import memory, startup, training
 from aloha_jax.config import Config, ConfigError
-from aloha_jax.env import make_from_config
+from aloha_jax.factory import make_from_config
 from aloha_jax.presets import PRESETS
 
 GUIDE = PRESETS["guide"]

@@ -13,7 +13,7 @@ from gym_aloha.utils import sample_insertion_pose
 
 from aloha_jax import expert, scene
 from aloha_jax.engines.c import action_to_ctrl
-from aloha_jax.env import make
+from aloha_jax.factory import make
 from aloha_jax.judge import Trajectory
 from benchmarks.fidelity import Agreement, compare, judge, replay
 

@@ -11,7 +11,8 @@ from mujoco import mjx
 from skimage.metrics import structural_similarity
 
 from aloha_jax import scene
-from aloha_jax.env import Env, make
+from aloha_jax.env import Env
+from aloha_jax.factory import make
 from aloha_jax.pixels import DeviceRenderer, frame_to_observation, make_renderer
 from aloha_jax.pixels.egl import EglRenderer
 from aloha_jax.pixels.ended import render_now_and_ended

@@ -14,7 +14,8 @@ import pytest
 import aloha_jax
 from aloha_jax import networks, training
 from aloha_jax.config import Config
-from aloha_jax.env import Env, make_from_config
+from aloha_jax.env import Env
+from aloha_jax.factory import make_from_config
 from aloha_jax.pixels.egl import EglRenderer
 from aloha_jax.policy import Policy, init_params, init_stats, make_network
 from aloha_jax.presets import PRESETS

@@ -12,7 +12,8 @@ import pytest
 
 from aloha_jax import checkpoints, origins, run, training
 from aloha_jax.config import Config, ConfigError
-from aloha_jax.env import Env, make_from_config
+from aloha_jax.env import Env
+from aloha_jax.factory import make_from_config
 from aloha_jax.policy import Policy, init_params, init_stats, make_network
 from aloha_jax.presets import PRESETS
 from aloha_jax.training import RunState
@@ -146,6 +147,23 @@ def test_a_run_measures_the_grip_as_its_teachers_did_unless_told_otherwise(teach
     assert origins.with_teachers_grip(own) == own
     alone = dataclasses.replace(STUDENT, teacher=None, distill_coef=0.0, ppo_coef=1.0)
     assert origins.with_teachers_grip(alone) == alone
+
+
+def test_a_run_is_not_resumed_under_another_teacher(teacher: Policy, tmp_path: Path) -> None:
+    """Its path says nothing: a run that is trained further has another best model under the same name."""
+    home = tmp_path / "teacher"
+    checkpoints.save_model(home, teacher)
+    config = dataclasses.replace(
+        STUDENT, teacher=str(home), log_dir=str(tmp_path / "run"), total_timesteps=128, final_eval_episodes=0
+    )
+    run.execute(config)
+    longer = dataclasses.replace(config, total_timesteps=256)
+    checkpoints.save_model(home, Policy(TEACHER, jax.tree.map(lambda x: -x, teacher.params), teacher.stats))
+    with pytest.raises(checkpoints.CheckpointError, match=r"--teacher .*teacher is no longer the model"):
+        run.execute(longer, resume=True)
+    checkpoints.save_model(home, teacher)
+    run.execute(longer, resume=True)
+    assert checkpoints.latest_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "256"
 
 
 def test_teachers_that_do_not_fit_are_refused(saved: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from aloha_jax import training
 from aloha_jax.config import Config
-from aloha_jax.env import make_from_config
+from aloha_jax.factory import make_from_config
 from aloha_jax.networks import ARM_STATE_SIZE, RunningStats
 from aloha_jax.presets import PRESETS
 

@@ -1,0 +1,162 @@
+"""Environments by the names of their parts, or as a run's configuration describes them."""
+
+import math
+import typing
+
+import jax
+
+from aloha_jax.config import MAX_CAMERA_SHIFT, MAX_LAG, MAX_START_SHIFT, Config
+from aloha_jax.engines import make_engine
+from aloha_jax.env import EPISODE_LENGTH, Env
+from aloha_jax.pixels import Renderer, make_renderer
+from aloha_jax.scene import FRAME_SHAPE
+from aloha_jax.tasks.insertion import StartRange
+from aloha_jax.tasks.potentials import Shaping
+
+MAX_COUNT = 2**31 - 1  # JAX counts in 32 bits
+
+
+def make(
+    task: str = "insertion",
+    num_envs: int = 1,
+    *,
+    engine: str = "c",
+    impl: str = "auto",
+    physics: str = "fast",
+    obs: str = "state",
+    action: str = "absolute",
+    reward: str = "sparse",
+    image_height: int = 64,
+    image_width: int = 64,
+    crop: tuple[int, int, int, int] | None = None,
+    renderer: str | Renderer = "auto",
+    render_quality: str = "fast",
+    autoreset: bool = True,
+    episode_length: int = EPISODE_LENGTH,
+    start_states: str = "task",
+    start_share: float = 0.5,
+    seed: int = 0,
+    observe_target: bool = False,
+    history: tuple[int, ...] = (),
+    shaping: Shaping | None = None,
+    start_range: StartRange | None = None,
+    camera_shift: float = 0.0,
+    delay_share: float = 0.0,
+) -> Env:
+    """Build a batched environment.
+
+    Args:
+        task: `insertion`.
+        num_envs: number of worlds, N.
+        engine: `c` (C MuJoCo on a thread pool), `mjx` (on JAX's device), or `auto`: `c`, on every machine.
+        impl: implementation of the `mjx` engine, `auto`, `warp` or `jax`; unused by `c`.
+        physics: `exact` (gym_aloha's 10 x 0.002 s) or `fast` (4 x 0.005 s, capped solver; mjx's `jax` has its own).
+        obs: `pixels`, `pixels_agent_pos` or `state`.
+        action: `absolute` (gym_aloha's meaning) or `delta` (`delta_target`).
+        reward: `sparse` (gym_aloha's level), `shaped` (the guide's) or `dense`.
+        image_height: height of the pixels, 1..480.
+        image_width: width of the pixels, 1..640.
+        crop: (top, left, height, width) in gym_aloha's 480x640 frame, resized to the image; the whole frame if None.
+        renderer: `egl` (OpenGL), `warp` (ray tracing on JAX's device), or `auto`: where the worlds are, else what works here.
+            Or one that is there already, to be shared.
+        render_quality: `fast` (for training), `shadows`, or `exact` (gym_aloha's shadows and antialiasing).
+        autoreset: whether an ended episode is followed by a new one in the same step.
+        episode_length: control steps after which an episode is truncated.
+        start_states: where episodes after the first start: as the `task` does, or a `start_share` of them in states of the
+            scripted `expert` or in states that were reached before (`archive`).
+        start_share: see `start_states`.
+        seed: of the expert's episodes.
+        observe_target: whether pixels come with the control targets as well.
+        history: control steps that are looked back: pixels come with what was known so many steps ago as well, which is the joint
+            positions (`pixels_agent_pos`) or the control targets (`pixels`).
+        shaping: what the dense reward asks beyond an insertion.
+        start_range: by how much the task's starts exceed gym_aloha's.
+        camera_shift: metres, along x and y, by which the camera may be off its place, each episode anew.
+        delay_share: share of the episodes in which actions take effect one control step late.
+
+    Raises:
+        ValueError: an argument is not one of its choices, or lies outside its range.
+        ConfigError: `impl` and `physics` do not go together.
+        RendererUnavailable: this machine has no such renderer.
+    """
+    named = {"task": task, "engine": engine, "impl": impl, "physics": physics, "obs": obs, "action": action, "reward": reward}
+    named |= {"render_quality": render_quality, "start_states": start_states}
+    named |= {"renderer": renderer} if isinstance(renderer, str) else {}
+    hints = typing.get_type_hints(Config)
+    for name, choice in named.items():
+        if choice not in (allowed := typing.get_args(hints[name])):
+            raise ValueError(f"{name} is one of {', '.join(allowed)}; not {choice!r}")
+    start_range = start_range or StartRange()
+    limits = (
+        ("num_envs", num_envs, 1, MAX_COUNT),
+        ("episode_length", episode_length, 1, MAX_COUNT),
+        ("image_height", image_height, 1, FRAME_SHAPE[0]),
+        ("image_width", image_width, 1, FRAME_SHAPE[1]),
+        ("start_share", start_share, 0, 1),
+        ("delay_share", delay_share, 0, 1),
+        ("camera_shift", camera_shift, 0, MAX_CAMERA_SHIFT),  # metres
+        ("start_range.yaw", start_range.yaw, 0, math.pi),
+        ("start_range.shift", start_range.shift, 0, MAX_START_SHIFT),  # metres
+        *(("history", lag, 1, MAX_LAG) for lag in history),
+    )
+    for name, value, low, high in limits:
+        if not low <= value <= high:
+            raise ValueError(f"{name} lies in {low}..{high}, not {value}")
+    for name, asked in (("history", history), ("observe_target", observe_target), ("camera_shift", camera_shift)):
+        if asked and obs == "state":
+            raise ValueError(f"{name} needs pixels: the state holds all that is to be known")
+    if obs != "state" and isinstance(renderer, str):
+        on_gpu = engine == "mjx" and jax.default_backend() == "gpu"
+        renderer = make_renderer(renderer, task, image_height, image_width, crop, quality=render_quality, on_gpu=on_gpu)
+    return Env(
+        make_engine("c" if engine == "auto" else engine, task, physics, impl),
+        task,
+        num_envs,
+        None if isinstance(renderer, str) or obs == "state" else renderer,
+        obs=obs,
+        action=action,
+        reward=reward,
+        autoreset=autoreset,
+        episode_length=episode_length,
+        start_states=start_states,
+        start_share=start_share,
+        seed=seed,
+        observe_target=observe_target,
+        history=history,
+        shaping=shaping,
+        start_range=start_range,
+        camera_shift=camera_shift,
+        delay_share=delay_share,
+    )
+
+
+def make_from_config(
+    config: Config, num_envs: int | None = None, *, autoreset: bool = True, renderer: Renderer | None = None
+) -> Env:
+    """The environment that a run's configuration describes; `renderer` is another one's, to be shared."""
+    return make(
+        config.task,
+        num_envs or config.n_envs,
+        engine=config.engine,
+        impl=config.impl,
+        physics=config.physics,
+        obs=config.obs,
+        action=config.action,
+        reward=config.reward,
+        image_height=config.image_height,
+        image_width=config.image_width,
+        crop=config.crop,
+        renderer=renderer or config.renderer,
+        render_quality=config.render_quality,
+        autoreset=autoreset,
+        episode_length=config.episode_length,
+        start_states=config.start_states if autoreset else "task",
+        start_share=config.start_share,
+        seed=config.seed,
+        observe_target=config.observe_target,
+        history=config.history,
+        shaping=Shaping.of(config),
+        start_range=StartRange.of(config) if autoreset else None,
+        camera_shift=config.camera_shift if autoreset else 0.0,
+        delay_share=config.delay_share if autoreset else 0.0,
+    )
