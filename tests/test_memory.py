@@ -32,6 +32,15 @@ def test_the_guides_rollout_is_its_pixels() -> None:
     assert 3 * 0.56e9 <= fixed <= 8e9
 
 
+def test_two_views_and_a_running_average_need_more() -> None:
+    plain, mirrored, averaged = (
+        memory.estimate(dataclasses.replace(PRESETS["cpu"], **change))[0]
+        for change in ({"network": "joint", "average_decay": 0.0}, {"average_decay": 0.0}, {"network": "joint"})
+    )
+    assert plain < mirrored < 2 * plain
+    assert plain < averaged < 1.2 * plain
+
+
 @pytest.mark.parametrize(
     "change",
     [{}, {"obs": "pixels_agent_pos", "observe_target": True, "history": (4, 100)}, {"obs": "state"}, {"network": "mirrored"}],
