@@ -143,7 +143,7 @@ def test_a_broken_law_is_noticed(module: str, code: str) -> None:
         ("engines", "from aloha_jax.engines import Physics"),
         ("checkpoints", "import orbax.checkpoint as ocp"),
         ("judge", "import gymnasium"),
-        ("__init__", "from aloha_jax.env import make"),
+        ("__init__", "from aloha_jax.factory import make"),
     ],
 )
 def test_what_is_allowed_passes(module: str, code: str) -> None:
