@@ -11,9 +11,7 @@ from aloha_jax.policy import STATE_SIZE, example_inputs, make_network
 from aloha_jax.startup import container_limit
 
 USABLE = 0.9  # of the memory: allocators fragment, compilers need workspace
-COPIES_OF_PARAMETERS = (
-    5  # themselves, gradients, Adam's two moments, and the copy that a checkpoint is written from; one more for a running average
-)
+COPIES_OF_PARAMETERS = 5  # themselves, gradients, Adam's two moments, and the copy that a checkpoint is written from
 PICTURES = 10  # of each world's: now and at an episode's end, in the state, the scan's carry, and the renderer
 PASSES = 3  # activations, their gradients, and what the convolution's implementation unfolds
 
@@ -46,7 +44,7 @@ def estimate(config: Config) -> tuple[int, int]:
     memory = 4 * 14 * (max(config.history, default=0) + 1)
     per_world = config.n_steps * sample + PICTURES * pixels + 4 * STATE_SIZE + memory
     batch = config.microbatch_size or config.batch_size
-    copies = COPIES_OF_PARAMETERS + (config.average_decay > 0)
+    copies = COPIES_OF_PARAMETERS + (config.average_decay > 0)  # the running average
     views = 2 if config.network == "mirrored" else 1  # each arm's own
     fixed = 4 * copies * _count_parameters(config) + 4 * PASSES * batch * views * _activations(config)
     return fixed, per_world
