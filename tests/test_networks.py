@@ -128,7 +128,7 @@ def test_convolution_is_scipys(
     rng: np.random.Generator, conv: Callable, height: int, width: int, kernel_size: int, stride: int
 ) -> None:
     """Strides that divide the kernel and others, sides that leave a rest; the gradient is XLA's."""
-    images, filters = rng.normal(size=(2, height, width, 3)), rng.normal(size=(kernel_size, kernel_size, 3, 5))
+    images, filters = rng.normal(size=(4, height, width, 3)), rng.normal(size=(kernel_size, kernel_size, 3, 5))
     dense = [[scipy.signal.correlate(image, filters[..., i], "valid")[..., 0] for i in range(5)] for image in images]
     expected = np.moveaxis(np.array(dense), 1, -1)[:, ::stride, ::stride]
     x, kernel = jnp.asarray(images, jnp.float32), jnp.asarray(filters, jnp.float32)

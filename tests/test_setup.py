@@ -5,6 +5,7 @@ import pathlib
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 from packaging.requirements import Requirement
@@ -32,6 +33,25 @@ def test_requirements_are_those_of_the_lock(python: str, platform: str) -> None:
     flags = "--locked --offline --no-dev --no-emit-project --no-hashes --no-annotate --no-header"
     locked = run(str(UV), "export", *flags.split())
     assert pins((ROOT / "requirements.txt").read_text(), python, platform) == pins(locked, python, platform)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+@pytest.mark.timeout(1800)
+def test_readme_without_uv(tmp_path: pathlib.Path) -> None:
+    """What README says for pip, with the smallest training. Downloads every package that pip has not cached."""
+    (line,) = re.findall(r"^Without uv: `(.*?)`", (ROOT / "README.md").read_text(), re.MULTILINE)
+    copy = tmp_path / "aloha_jax"
+    for name in run("git", "ls-files").splitlines():
+        if not name.startswith("pretrained/"):
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, copy / name)
+    python = tmp_path / "python3"  # the Python that runs this test, without its packages
+    python.symlink_to(pathlib.Path(sys.base_prefix) / "bin" / f"python{sys.version_info.major}.{sys.version_info.minor}")
+    environment = {name: value for name, value in os.environ.items() if name not in ("VIRTUAL_ENV", "PYTHONPATH")}
+    environment["PATH"] = f"{tmp_path}:{environment['PATH']}"
+    subprocess.run(f"{line} --preset smoke", shell=True, cwd=copy, check=True, env=environment)
+    assert (copy / "runs" / "insertion" / "final_model").is_dir()
 
 
 def test_pins_heed_markers() -> None:
