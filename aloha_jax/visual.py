@@ -18,7 +18,7 @@ class Quality:
     Attributes:
         shadow_map: texels along an edge of the shadow map; 0 draws no shadows.
         samples: samples per pixel (MSAA); 0 draws more pixels instead (`supersampling`).
-        coarse: whether meshes have fewer triangles than gym_aloha's (`mesh_cell`).
+        coarse: whether meshes have fewer triangles than gym_aloha's (`mesh_cells`).
         rays: rays per pixel, 0 for as many as it needs (`rays_per_pixel`); ray tracing ignores `samples` and `coarse`.
     """
 
@@ -31,9 +31,11 @@ class Quality:
 # SSIM against gym_aloha's own frame and frames per second: docs/benchmarks.md, Renderer.
 QUALITIES = {
     "exact": Quality(shadow_map=4096, samples=4, coarse=False, rays=16),  # gym_aloha's frame to the bit
-    "shadows": Quality(shadow_map=256, samples=0, coarse=True, rays=4),
+    "shadows": Quality(shadow_map=128, samples=0, coarse=True, rays=4),
     "fast": Quality(shadow_map=0, samples=0, coarse=True, rays=0),
 }
+
+HANDS = ("gripper_bar", "gripper_finger")  # in the names of their meshes
 
 # Of a matte table that looks like OpenGL's 0.2 with highlights at its corners: at its far edge and at its near one.
 TABLE_GREYS = (0.204, 0.248)
@@ -65,7 +67,7 @@ def make_visual_model(
     if ray_traced:
         _flatten_table(spec)
     elif level.coarse:
-        _decimate_meshes(spec, mesh_cell(height, width, crop))
+        _decimate_meshes(spec, *mesh_cells(height, width, crop))
     _look_at_crop(spec.camera(CAMERA), crop or WHOLE_FRAME, (height, width))
     spec.visual.quality.shadowsize = level.shadow_map
     spec.visual.quality.offsamples = level.samples
@@ -105,14 +107,13 @@ def places_in_pixel(count: int) -> np.ndarray:
     return np.stack([(i + (j + 0.5) / rows) / columns, (j + (columns - i - 0.5) / columns) / rows], axis=1)
 
 
-def mesh_cell(height: int, width: int, crop: Crop | None = None) -> float:
-    """Metres; mesh vertices in one grid cell of this size are merged. Arguments as above.
+def mesh_cells(height: int, width: int, crop: Crop | None = None) -> tuple[float, float]:
+    """Metres; mesh vertices in a grid cell of this size are merged: in the hands' meshes, and in all others. Arguments as above.
 
-    Mesa's software renderer pays for a triangle however small. Where a pixel of the picture is more than four of gym_aloha's
-    frame wide, 8 mm of the table, two fifths of the triangles of a finer picture can go: SSIM stays above 0.95
-    (docs/benchmarks.md).
+    Software renderers pay for a triangle however small. Hands are what a crop of the table shows; where a pixel of the picture is
+    more than four of gym_aloha's frame wide, 8 mm of the table, they need no more than the rest (docs/benchmarks.md, Renderer).
     """
-    return 0.015 if _covered(height, width, crop) > 4 else 0.01
+    return (0.015 if _covered(height, width, crop) > 4 else 0.007), 0.015
 
 
 def _covered(height: int, width: int, crop: Crop | None) -> float:
@@ -172,7 +173,7 @@ def _flatten_table(spec: mujoco.MjSpec) -> None:
         strip.rgba = (*3 * (far + share * (near - far),), 1.0)
 
 
-def _decimate_meshes(spec: mujoco.MjSpec, cell: float) -> None:
+def _decimate_meshes(spec: mujoco.MjSpec, hand_cell: float, cell: float) -> None:
     """Replaces every mesh by a coarser one in the same frame; collisions of the result mean nothing."""
     model = spec.compile()
     for mesh in list(spec.meshes):
@@ -184,7 +185,8 @@ def _decimate_meshes(spec: mujoco.MjSpec, cell: float) -> None:
         vertices = model.mesh_vert[first_vertex : first_vertex + source.vertnum[0]] @ rotation.reshape(3, 3).T
         vertices = vertices + model.mesh_pos[source.id]
         faces = model.mesh_face[first_face : first_face + source.facenum[0]]
-        vertices, faces = cluster_vertices(vertices, faces, cell)
+        is_hand = any(part in mesh.name for part in HANDS)
+        vertices, faces = cluster_vertices(vertices, faces, hand_cell if is_hand else cell)
         # Clustered meshes need not be watertight: only the inertia of a shell is always defined.
         shell = mujoco.mjtMeshInertia.mjMESH_INERTIA_SHELL
         coarse = f"{mesh.name}/coarse"

@@ -35,7 +35,7 @@ class Watched(EglRenderer):
 
     def __init__(self, config: Config):
         super().__init__(
-            make_visual_model("insertion", "fast", config.image_height, config.image_width, config.crop), 1, num_workers=1
+            make_visual_model("insertion", "fast", config.image_height, config.image_width, config.crop), num_workers=1
         )
         self.seconds = 0.0
         self.steps, self.moved = 0, threading.Condition()

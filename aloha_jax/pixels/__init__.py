@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
 import numpy as np
 from PIL import Image
 
-from aloha_jax.scene import FRAME_SHAPE
+from aloha_jax.scene import CAMERA, FRAME_SHAPE
 from aloha_jax.visual import Crop, make_visual_model, rays_per_pixel, supersampling
 
 if TYPE_CHECKING:
@@ -85,9 +85,12 @@ def make_renderer(
 
     def by_opengl() -> Renderer:
         from aloha_jax.pixels.egl import EglRenderer
+        from aloha_jax.pixels.triangles import triangulate
 
         model = make_visual_model(task, quality, height, width, crop)
-        return EglRenderer(model, supersampling(quality, height, width, crop), num_workers)
+        if quality == "exact":
+            return EglRenderer(model, num_workers)
+        return EglRenderer(model, num_workers, triangulate(model, CAMERA), supersampling(quality, height, width, crop))
 
     def by_rays() -> Renderer:
         from aloha_jax.pixels.warp import WarpRenderer

@@ -24,6 +24,7 @@ import mujoco
 import numpy as np
 
 from aloha_jax.pixels import RendererUnavailable, check_poses
+from aloha_jax.pixels.triangles import Triangles
 from aloha_jax.scene import CAMERA
 from aloha_jax.startup import usable_cores
 
@@ -46,20 +47,27 @@ class EglRenderer:
         gl_renderer: what draws, in OpenGL's words (GL_RENDERER).
     """
 
-    def __init__(self, model: mujoco.MjModel, supersampling: int, num_workers: int | None = None) -> None:
+    def __init__(
+        self,
+        model: mujoco.MjModel,
+        num_workers: int | None = None,
+        triangles: Triangles | None = None,
+        supersampling: int = 1,
+    ) -> None:
         """Starts the workers.
 
         Args:
             model: from `visual.make_visual_model`, which decides the camera's view, the size and the quality.
-            supersampling: from `visual.supersampling`; a pixel is the mean of as many along either axis.
             num_workers: number of processes; by default one per core that this process may use.
+            triangles: of the model, to be drawn by `egl_worker.Rasterizer`; by default MuJoCo's renderer draws.
+            supersampling: with triangles, from `visual.supersampling`; a pixel is the mean of as many along either axis.
 
         Raises:
             RendererUnavailable: OpenGL does not work here.
         """
         self.height: int = model.vis.global_.offheight
         self.width: int = model.vis.global_.offwidth
-        self._model, self._nq, self._supersampling = model, model.nq, supersampling
+        self._nq, self._order = model.nq, (model, CAMERA, supersampling, triangles)
         self._deaths, self._closed = 0, False
         self._lock = threading.Lock()
         self._workers: list[_Worker] = []
@@ -114,7 +122,7 @@ class EglRenderer:
                     busy[worker] = todo
 
     def _new_worker(self, place: int) -> "_Worker":
-        return _Worker(self._model, self._supersampling, _device(place))
+        return _Worker((*self._order, _device(place)))
 
     def _successor(self, dead: "_Worker") -> "_Worker":
         """A living worker in the place of a dead one."""
@@ -156,14 +164,14 @@ def gl_renderer_string() -> str:
         RendererUnavailable: OpenGL does not work here.
     """
     empty = mujoco.MjModel.from_xml_string(f"<mujoco><worldbody><camera name='{CAMERA}'/></worldbody></mujoco>")
-    with EglRenderer(empty, supersampling=1, num_workers=1) as renderer:
+    with EglRenderer(empty, num_workers=1) as renderer:
         return renderer.gl_renderer
 
 
 class _Worker:
     """The parent's end of one drawing process."""
 
-    def __init__(self, model: mujoco.MjModel, supersampling: int, device: int | None) -> None:
+    def __init__(self, order: tuple[object, ...]) -> None:
         ours, theirs = socket.socketpair()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process
         # Not multiprocessing: forking is unsafe beside JAX's threads, and spawning would import the main module, JAX and all.
@@ -178,7 +186,7 @@ class _Worker:
             )
         self.connection = Connection(ours.detach())
         with contextlib.suppress(OSError):  # it died at once: `await_ready` says so
-            self.connection.send((model, CAMERA, supersampling, device))
+            self.connection.send(order)
 
     def await_ready(self) -> str:
         """GL_RENDERER of the worker's context."""

@@ -1,29 +1,43 @@
-"""One drawing process of `EglRenderer`: run as a script, so that it imports NumPy, Pillow and MuJoCo but never JAX.
+"""One drawing process of `EglRenderer`: run as a script, so that it imports NumPy and MuJoCo but never JAX.
 
 It holds one OpenGL context, reads batches of poses from a socket and answers each with the pictures, until the socket
 closes: with its parent, however that ended. What goes wrong here is written to stderr, which the parent reads.
 """
 
 import contextlib
+import ctypes
 import os
+import pathlib
 import signal
 import sys
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Protocol
 
 import mujoco
 import numpy as np
 from OpenGL import GL
-from PIL import Image
+
+if TYPE_CHECKING:
+    from aloha_jax.pixels.triangles import Triangles
+
+SHADERS = pathlib.Path(__file__).parent / "shaders"
+LONGEST_BATCH = 32  # pictures that are read at once
+SHADOW_UNIT, DRAWN_UNIT = 0, 1  # texture units
 
 
-class Artist:
-    """Draws one camera of one model at the size of the model's offscreen buffer, which it makes `supersampling` times larger."""
+class Artist(Protocol):
+    """Draws one camera of one model."""
 
-    def __init__(self, model: mujoco.MjModel, camera: str, supersampling: int = 1) -> None:
-        self._model, self._data, self._supersampling = model, mujoco.MjData(model), supersampling
-        self._shape = (model.vis.global_.offheight, model.vis.global_.offwidth, 3)
-        model.vis.global_.offheight *= supersampling
-        model.vis.global_.offwidth *= supersampling
+    def draw(self, poses: np.ndarray) -> np.ndarray:
+        """Pictures uint8[n, H, W, 3] of poses float64[n, nq + 2]: joint positions, then the camera's way along x and y."""
+        ...
+
+
+class MujocoArtist:
+    """Draws by MuJoCo's own renderer, at the size of the model's offscreen buffer."""
+
+    def __init__(self, model: mujoco.MjModel, camera: str) -> None:
+        self._model, self._data = model, mujoco.MjData(model)
         height, width = model.vis.global_.offheight, model.vis.global_.offwidth
         self._gl = mujoco.GLContext(width, height)
         self._gl.make_current()
@@ -39,16 +53,13 @@ class Artist:
         self._pixels = np.empty((height, width, 3), np.uint8)
 
     def draw(self, poses: np.ndarray) -> np.ndarray:
-        """Pictures uint8[n, H, W, 3] of poses float64[n, nq + 2]: joint positions, then the camera's way along x and y."""
-        pictures = np.empty((len(poses), *self._shape), np.uint8)
+        """See `Artist`."""
+        pictures = np.empty((len(poses), *self._pixels.shape), np.uint8)
         for picture, pose in zip(pictures, poses, strict=True):
             self._data.qpos[:] = pose[:-2]
             self._draw_current(camera=pose[-2:])
-            picture[:] = self._averaged()[::-1]  # OpenGL's first row is the lowest
+            picture[:] = self._pixels[::-1]  # OpenGL's first row is the lowest
         return pictures
-
-    def _averaged(self) -> np.ndarray:
-        return self._pixels if self._supersampling == 1 else np.asarray(Image.fromarray(self._pixels).reduce(self._supersampling))
 
     def _draw_current(self, camera: np.ndarray) -> None:
         model, data = self._model, self._data
@@ -59,6 +70,231 @@ class Artist:
         mujoco.mjv_updateScene(model, data, self._options, None, self._camera, everything, self._scene)
         mujoco.mjr_render(self._viewport, self._scene, self._context)
         mujoco.mjr_readPixels(self._pixels, None, self._viewport, self._context)
+
+
+class Rasterizer:
+    """Draws a scene's triangles as MuJoCo's renderer does, about twice as fast.
+
+    MuJoCo sends the corners of every triangle of every geom, once for most lights, once for the shadow map and once more for the
+    light that casts shadows. Here geoms that the camera cannot see are left out, all lights take one pass, and the shadow map
+    covers what the camera sees and no more. Worlds are drawn one after another at the same place, so that a picture does not
+    depend on its neighbours, and read together.
+    """
+
+    def __init__(self, model: mujoco.MjModel, supersampling: int, scene: "Triangles") -> None:
+        self._model, self._data, self._scene = model, mujoco.MjData(model), scene
+        self._height, self._width = model.vis.global_.offheight, model.vis.global_.offwidth
+        self._drawn_height, self._drawn_width = self._height * supersampling, self._width * supersampling
+        self._gl = mujoco.GLContext(16, 16)
+        self._gl.make_current()
+        words = {
+            "GEOMS": model.ngeom,
+            "LIGHTS": len(scene["lights"]),
+            "SHADOW_LIGHT": scene["shadow_light"],
+            "SHADOW_MAP": scene["shadow_map"],
+            "SUPERSAMPLING": supersampling,
+        }
+        self._colors = _Program("scene", words)
+        self._colors.set("lights", scene["lights"].reshape(-1, 3))
+        self._colors.set("axes", scene["axes"])
+        self._colors.set("projection", scene["projection"])
+        attributes = {"place": 3, "normal": 3, "rgb": 3, "material": 4}
+        self._mesh = _Mesh(self._colors, scene["vertices"], scene["indices"], attributes)
+        self._drawn, drawn_texture = _color_buffer(self._drawn_height, self._drawn_width, with_depth=True)
+        self._mean = _Program("mean", words)
+        self._mean.set("drawn", DRAWN_UNIT)
+        covers_all = np.array([[-1, -1], [-1, 3], [3, -1]], np.float32)
+        self._picture_mesh = _Mesh(self._mean, covers_all, np.arange(3, dtype=np.uint32), {"corner": 2})
+        self._batch = max(1, min(LONGEST_BATCH, GL.glGetIntegerv(GL.GL_MAX_TEXTURE_SIZE) // self._height))
+        self._pictures, _ = _color_buffer(self._batch * self._height, self._width, with_depth=False)
+        if scene["shadow_light"] >= 0:
+            self._colors.set("shadow_box", scene["shadow_box"])
+            self._colors.set("shadow_offset", np.float32(scene["shadow_offset"]))
+            self._colors.set("shadow_map", SHADOW_UNIT)
+            self._depths = _Program("shadow", words)
+            self._depths.set("shadow_box", scene["shadow_box"])
+            self._shadow_mesh = _Mesh(self._depths, scene["shadow_vertices"], scene["shadow_indices"], {"place": 4})
+            self._shadow_map, shadow_texture = _depth_buffer(scene["shadow_map"])
+            GL.glActiveTexture(GL.GL_TEXTURE0 + SHADOW_UNIT)
+            GL.glBindTexture(GL.GL_TEXTURE_2D, shadow_texture)
+        GL.glActiveTexture(GL.GL_TEXTURE0 + DRAWN_UNIT)
+        GL.glBindTexture(GL.GL_TEXTURE_2D, drawn_texture)
+        GL.glEnable(GL.GL_CULL_FACE)
+        GL.glFrontFace(GL.GL_CW)  # pictures are drawn upside down
+
+    def draw(self, poses: np.ndarray) -> np.ndarray:
+        """See `Artist`."""
+        batches = [poses[start : start + self._batch] for start in range(0, len(poses), self._batch)]
+        return np.concatenate([self._draw_batch(batch) for batch in batches])
+
+    def _draw_batch(self, poses: np.ndarray) -> np.ndarray:
+        """The same for poses that fit into the buffer of pictures."""
+        geoms = np.empty((len(poses), self._model.ngeom, 3, 4), np.float32)
+        for places, pose in zip(geoms, poses, strict=True):
+            self._data.qpos[:] = pose[:-2]
+            mujoco.mj_kinematics(self._model, self._data)
+            places[:, :, :3] = self._data.geom_xmat.reshape(-1, 3, 3)
+            places[:, :, 3] = self._data.geom_xpos
+        scene = self._scene
+        eyes = scene["eye"] + np.pad(poses[:, -2:], ((0, 0), (0, 1))).astype(np.float32)
+        before_eye = (geoms[..., 3] - eyes[:, None]) @ scene["axes"].T
+        seen = _reach_into(scene["projection"], before_eye, scene["radii"])
+        casting = _reach_into(scene["shadow_box"], geoms[..., 3], scene["radii"])
+        for i, places in enumerate(geoms.reshape(len(poses), -1, 4)):
+            if scene["shadow_light"] >= 0:
+                self._draw_shadow_map(places, _runs(casting[i], scene["shadow_ends"]))
+            self._draw_scene(places, eyes[i], _runs(seen[i], scene["ends"]))
+            self._average_into(i)
+        pictures = np.empty((len(poses), self._height, self._width, 4), np.uint8)
+        GL.glReadPixels(0, 0, self._width, len(poses) * self._height, GL.GL_RGBA, GL.GL_UNSIGNED_BYTE, pictures)
+        return pictures[..., :3]
+
+    def _draw_shadow_map(self, places: np.ndarray, runs: list[tuple[int, int]]) -> None:
+        size = self._scene["shadow_map"]
+        GL.glBindFramebuffer(GL.GL_FRAMEBUFFER, self._shadow_map)
+        GL.glViewport(1, 1, size - 2, size - 2)  # nothing beyond the margin is in a shadow
+        GL.glEnable(GL.GL_DEPTH_TEST)
+        GL.glClear(GL.GL_DEPTH_BUFFER_BIT)
+        # The map is not upside down: these are the sides away from the light, so that what it shines on does not shade itself.
+        self._depths.set("pose", places)
+        self._shadow_mesh.draw(runs)
+
+    def _draw_scene(self, places: np.ndarray, eye: np.ndarray, runs: list[tuple[int, int]]) -> None:
+        GL.glBindFramebuffer(GL.GL_FRAMEBUFFER, self._drawn)
+        GL.glViewport(0, 0, self._drawn_width, self._drawn_height)
+        GL.glEnable(GL.GL_DEPTH_TEST)
+        GL.glClear(GL.GL_COLOR_BUFFER_BIT | GL.GL_DEPTH_BUFFER_BIT)
+        self._colors.set("pose", places)
+        self._colors.set("eye", eye)
+        self._mesh.draw(runs)
+
+    def _average_into(self, place: int) -> None:
+        GL.glBindFramebuffer(GL.GL_FRAMEBUFFER, self._pictures)
+        GL.glViewport(0, place * self._height, self._width, self._height)
+        GL.glDisable(GL.GL_DEPTH_TEST)
+        self._mean.set("first_row", place * self._height)
+        self._picture_mesh.draw([(0, 3)])
+
+
+def _reach_into(box: np.ndarray, places: np.ndarray, radii: np.ndarray) -> np.ndarray:
+    """bool[n, G]: which spheres reach into what a matrix maps to -1..1 along x and y; places float[n, G, 3] and radii, metres."""
+    planes = np.stack([box[3] + side * box[axis] for axis in (0, 1) for side in (-1, 1)])  # positive inside
+    planes /= np.linalg.norm(planes[:, :3], axis=1, keepdims=True)
+    return np.asarray((places @ planes[:, :3].T + planes[:, 3] > -radii[:, None]).all(axis=-1))
+
+
+def _runs(wanted: np.ndarray, ends: np.ndarray) -> list[tuple[int, int]]:
+    """Where the indices of wanted geoms start and stop, those of neighbours together."""
+    edges = np.flatnonzero(np.diff(wanted, prepend=False, append=False))
+    return [(start, stop) for start, stop in ends[edges].reshape(-1, 2).tolist() if start < stop]
+
+
+class _Program:
+    """The vertex and the fragment shader of that name, compiled with some words replaced by numbers."""
+
+    def __init__(self, name: str, words: dict[str, int]) -> None:
+        head = "#version 130\n" + "".join(f"#define {word} {number}\n" for word, number in words.items())
+        self._program = GL.glCreateProgram()
+        self._uniforms: dict[str, int] = {}
+        for kind, suffix in ((GL.GL_VERTEX_SHADER, "vert"), (GL.GL_FRAGMENT_SHADER, "frag")):
+            shader = GL.glCreateShader(kind)
+            GL.glShaderSource(shader, head + (SHADERS / f"{name}.{suffix}").read_text())
+            GL.glCompileShader(shader)
+            if not GL.glGetShaderiv(shader, GL.GL_COMPILE_STATUS):
+                raise RuntimeError(f"{name}.{suffix} does not compile: {GL.glGetShaderInfoLog(shader).decode()}")
+            GL.glAttachShader(self._program, shader)
+        GL.glLinkProgram(self._program)
+        if not GL.glGetProgramiv(self._program, GL.GL_LINK_STATUS):
+            raise RuntimeError(f"the shaders of {name} do not link: {GL.glGetProgramInfoLog(self._program).decode()}")
+
+    def attribute(self, name: str) -> int:
+        return int(GL.glGetAttribLocation(self._program, name))
+
+    def set(self, uniform: str, value: "np.ndarray | np.float32 | int") -> None:
+        """Use the program, and set one of its uniforms: an integer, a float, vectors [3], [n, 3], [n, 4], a matrix."""
+        GL.glUseProgram(self._program)
+        if uniform not in self._uniforms:
+            self._uniforms[uniform] = GL.glGetUniformLocation(self._program, uniform)
+        place = self._uniforms[uniform]
+        if isinstance(value, int):
+            GL.glUniform1i(place, value)
+        elif isinstance(value, np.float32):
+            GL.glUniform1f(place, value)
+        elif value.shape == (4, 4):
+            GL.glUniformMatrix4fv(place, 1, True, value)
+        elif value.shape == (3, 3):
+            GL.glUniformMatrix3fv(place, 1, True, value)
+        elif value.shape[-1] == 3:
+            GL.glUniform3fv(place, value.size // 3, value)
+        else:
+            GL.glUniform4fv(place, len(value), value)
+
+
+class _Mesh:
+    """Triangles in OpenGL's memory, and what a vertex's numbers are to a program."""
+
+    def __init__(self, program: _Program, vertices: np.ndarray, indices: np.ndarray, attributes: dict[str, int]) -> None:
+        self._array = GL.glGenVertexArrays(1)
+        GL.glBindVertexArray(self._array)
+        for target, values in ((GL.GL_ARRAY_BUFFER, vertices), (GL.GL_ELEMENT_ARRAY_BUFFER, indices)):
+            GL.glBindBuffer(target, GL.glGenBuffers(1))
+            GL.glBufferData(target, values.nbytes, values, GL.GL_STATIC_DRAW)
+        column = 0
+        for name, size in attributes.items():
+            place, offset = program.attribute(name), ctypes.c_void_p(column * vertices.itemsize)
+            GL.glEnableVertexAttribArray(place)
+            GL.glVertexAttribPointer(place, size, GL.GL_FLOAT, False, vertices.strides[0], offset)
+            column += size
+
+    def draw(self, runs: list[tuple[int, int]]) -> None:
+        """The triangles of these ranges of indices, by the program in use."""
+        GL.glBindVertexArray(self._array)
+        for start, stop in runs:
+            GL.glDrawElements(GL.GL_TRIANGLES, stop - start, GL.GL_UNSIGNED_INT, ctypes.c_void_p(4 * start))
+
+
+def _color_buffer(height: int, width: int, with_depth: bool) -> tuple[int, int]:
+    """A framebuffer and the texture behind it, RGBA."""
+    options = {GL.GL_TEXTURE_MIN_FILTER: GL.GL_NEAREST}
+    framebuffer, texture = _framebuffer(height, width, GL.GL_RGBA8, GL.GL_RGBA, GL.GL_COLOR_ATTACHMENT0, options)
+    if with_depth:
+        depth = GL.glGenRenderbuffers(1)
+        GL.glBindRenderbuffer(GL.GL_RENDERBUFFER, depth)
+        GL.glRenderbufferStorage(GL.GL_RENDERBUFFER, GL.GL_DEPTH_COMPONENT24, width, height)
+        GL.glFramebufferRenderbuffer(GL.GL_FRAMEBUFFER, GL.GL_DEPTH_ATTACHMENT, GL.GL_RENDERBUFFER, depth)
+    _require_complete()
+    return framebuffer, texture
+
+
+def _depth_buffer(size: int) -> tuple[int, int]:
+    """A framebuffer of depths alone and the texture behind it, which tells what share of four texels lies behind a place."""
+    options = {
+        GL.GL_TEXTURE_MIN_FILTER: GL.GL_LINEAR,
+        GL.GL_TEXTURE_MAG_FILTER: GL.GL_LINEAR,
+        GL.GL_TEXTURE_COMPARE_MODE: GL.GL_COMPARE_REF_TO_TEXTURE,
+        GL.GL_TEXTURE_COMPARE_FUNC: GL.GL_LEQUAL,
+    }
+    buffer = _framebuffer(size, size, GL.GL_DEPTH_COMPONENT24, GL.GL_DEPTH_COMPONENT, GL.GL_DEPTH_ATTACHMENT, options)
+    GL.glDrawBuffer(GL.GL_NONE)
+    GL.glReadBuffer(GL.GL_NONE)
+    _require_complete()
+    return buffer
+
+
+def _framebuffer(height: int, width: int, sized: int, kind: int, attachment: int, options: dict[int, int]) -> tuple[int, int]:
+    framebuffer, texture = int(GL.glGenFramebuffers(1)), int(GL.glGenTextures(1))
+    GL.glBindFramebuffer(GL.GL_FRAMEBUFFER, framebuffer)
+    GL.glBindTexture(GL.GL_TEXTURE_2D, texture)
+    GL.glTexImage2D(GL.GL_TEXTURE_2D, 0, sized, width, height, 0, kind, GL.GL_UNSIGNED_INT, None)
+    for option, value in options.items():
+        GL.glTexParameteri(GL.GL_TEXTURE_2D, option, value)
+    GL.glFramebufferTexture2D(GL.GL_FRAMEBUFFER, attachment, GL.GL_TEXTURE_2D, texture, 0)
+    return framebuffer, texture
+
+
+def _require_complete() -> None:
+    if GL.glCheckFramebufferStatus(GL.GL_FRAMEBUFFER) != GL.GL_FRAMEBUFFER_COMPLETE:
+        raise RuntimeError("OpenGL has no buffer to draw pictures of this size into")
 
 
 def prefer(device: int) -> None:
@@ -72,10 +308,11 @@ def prefer(device: int) -> None:
 
 
 def main(connection: Connection) -> None:
-    model, camera, supersampling, device = connection.recv()
+    model, camera, supersampling, triangles, device = connection.recv()
     if device is not None:
         prefer(device)
-    artist = Artist(model, camera, supersampling)
+    artist: Artist
+    artist = MujocoArtist(model, camera) if triangles is None else Rasterizer(model, supersampling, triangles)
     connection.send(GL.glGetString(GL.GL_RENDERER).decode())
     while True:
         poses = np.frombuffer(connection.recv_bytes()).reshape(-1, model.nq + 2)
