@@ -48,7 +48,7 @@ def main(flags: Flags) -> None:
     with make_renderer("egl", "insertion", 480, 640, quality="exact") as renderer:
         frames = renderer.render(judged)  # gym_aloha's own, to the bit (tests/test_pixels.py)
     print("| size, crop | quality | frames/s | SSIM min | SSIM mean |\n|---|---|---|---|---|")
-    for height, width, crop in ((64, 64, None), (84, 84, None), (120, 160, None), (48, 80, WORK_AREA)):
+    for height, width, crop in ((64, 64, None), (84, 84, None), (120, 160, None), (48, 80, WORK_AREA), (72, 120, WORK_AREA)):
         expected = [frame_to_observation(frame, height, width, crop) for frame in frames]
         for quality in QUALITIES:
             with make_renderer("egl", "insertion", height, width, crop, flags.workers, quality) as renderer:
