@@ -234,6 +234,18 @@ def test_a_coarse_picture_has_coarse_meshes(size: tuple[int, int], crop: Crop | 
     assert visual.mesh_cells(*size, crop) == cells
 
 
+def test_hands_have_the_finer_meshes_of_a_fine_picture() -> None:
+    coarse, fine = visual.make_visual_model(height=64, width=64), visual.make_visual_model(height=120, width=160)
+    finer: set[str] = set()
+    for i in range(coarse.nmesh):
+        name = coarse.mesh(i).name
+        if fine.mesh(name).facenum[0] != coarse.mesh(i).facenum[0]:
+            assert fine.mesh(name).facenum[0] > coarse.mesh(i).facenum[0]
+            finer.update(part for part in visual.HANDS if part in name)
+            assert any(part in name for part in visual.HANDS)
+    assert finer == set(visual.HANDS)
+
+
 def test_a_supersampled_picture_is_the_mean_of_a_larger_one(poses: np.ndarray) -> None:
     crop = (150, 200, 144, 192)  # so small that either picture has the finer meshes
     k = visual.supersampling("fast", 48, 64, crop)

@@ -17,9 +17,11 @@ from aloha_jax.config import Config
 from aloha_jax.env import Env
 from aloha_jax.factory import make_from_config
 from aloha_jax.pixels.egl import EglRenderer
+from aloha_jax.pixels.triangles import triangulate
 from aloha_jax.policy import Policy, init_params, init_stats, make_network
 from aloha_jax.presets import PRESETS
 from aloha_jax.rollout import Collector, PipelinedCollector, Rollout
+from aloha_jax.scene import CAMERA
 from aloha_jax.training import RunState
 from aloha_jax.visual import make_visual_model
 
@@ -34,9 +36,8 @@ class Watched(EglRenderer):
     drawings = overlapped = 0
 
     def __init__(self, config: Config):
-        super().__init__(
-            make_visual_model("insertion", "fast", config.image_height, config.image_width, config.crop), num_workers=1
-        )
+        model = make_visual_model("insertion", "fast", config.image_height, config.image_width, config.crop)
+        super().__init__(model, num_workers=1, triangles=triangulate(model, CAMERA))
         self.seconds = 0.0
         self.steps, self.moved = 0, threading.Condition()
         self.asked: deque[int] = deque()  # steps when each drawing ahead was asked for

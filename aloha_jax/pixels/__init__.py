@@ -90,7 +90,7 @@ def make_renderer(
         model = make_visual_model(task, quality, height, width, crop)
         if quality == "exact":
             return EglRenderer(model, num_workers)
-        return EglRenderer(model, num_workers, triangulate(model, CAMERA), supersampling(quality, height, width, crop))
+        return EglRenderer(model, num_workers, triangulate(model, CAMERA, supersampling(quality, height, width, crop)))
 
     def by_rays() -> Renderer:
         from aloha_jax.pixels.warp import WarpRenderer

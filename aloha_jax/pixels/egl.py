@@ -29,7 +29,7 @@ from aloha_jax.scene import CAMERA
 from aloha_jax.startup import usable_cores
 
 WORKER = pathlib.Path(__file__).with_name("egl_worker.py")
-MAX_WORKERS = 32  # each takes about 60 MB of its own
+MAX_WORKERS = 32  # each takes about 75 MB of its own
 BATCHES_PER_WORKER = 4  # small enough that workers end together, large enough that messages do not count
 SHUTDOWN_SECONDS = 2.0
 MAX_DEATHS = 3  # of workers, for one call of `render`
@@ -52,7 +52,6 @@ class EglRenderer:
         model: mujoco.MjModel,
         num_workers: int | None = None,
         triangles: Triangles | None = None,
-        supersampling: int = 1,
     ) -> None:
         """Starts the workers.
 
@@ -60,14 +59,13 @@ class EglRenderer:
             model: from `visual.make_visual_model`, which decides the camera's view, the size and the quality.
             num_workers: number of processes; by default one per core that this process may use.
             triangles: of the model, to be drawn by `egl_worker.Rasterizer`; by default MuJoCo's renderer draws.
-            supersampling: with triangles, from `visual.supersampling`; a pixel is the mean of as many along either axis.
 
         Raises:
-            RendererUnavailable: OpenGL does not work here.
+            RendererUnavailable: OpenGL does not work here, or cannot draw this.
         """
         self.height: int = model.vis.global_.offheight
         self.width: int = model.vis.global_.offwidth
-        self._nq, self._order = model.nq, (model, CAMERA, supersampling, triangles)
+        self._nq, self._order = model.nq, (model, CAMERA, triangles)
         self._deaths, self._closed = 0, False
         self._lock = threading.Lock()
         self._workers: list[_Worker] = []
@@ -191,12 +189,15 @@ class _Worker:
     def await_ready(self) -> str:
         """GL_RENDERER of the worker's context."""
         try:
-            return cast(str, self.connection.recv())
+            answer = self.connection.recv()
         except (EOFError, OSError) as error:
             raise RendererUnavailable(
                 f"OpenGL does not work here ({self.obituary()}): install EGL (Debian, Ubuntu: libegl1 libgl1-mesa-dri), "
                 "or libosmesa6 and set MUJOCO_GL=osmesa; only --renderer warp with --final-eval-episodes 0 does without"
             ) from error
+        if isinstance(answer, Exception):
+            raise RendererUnavailable(f"OpenGL cannot draw these pictures: {answer}")
+        return cast(str, answer)
 
     def request(self, poses: np.ndarray) -> None:
         with contextlib.suppress(OSError):  # it died: `receive` says so

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from aloha_jax.pixels.triangles import Triangles
 
 SHADERS = pathlib.Path(__file__).parent / "shaders"
-LONGEST_BATCH = 32  # pictures that are read at once
+LARGEST_BATCH = 32 * 72 * 120  # pixels that are read at once
 SHADOW_UNIT, DRAWN_UNIT = 0, 1  # texture units
 
 
@@ -39,8 +39,6 @@ class MujocoArtist:
     def __init__(self, model: mujoco.MjModel, camera: str) -> None:
         self._model, self._data = model, mujoco.MjData(model)
         height, width = model.vis.global_.offheight, model.vis.global_.offwidth
-        self._gl = mujoco.GLContext(width, height)
-        self._gl.make_current()
         self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_50)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
         self._scene = mujoco.MjvScene(model, maxgeom=model.ngeom + 10)
@@ -73,7 +71,7 @@ class MujocoArtist:
 
 
 class Rasterizer:
-    """Draws a scene's triangles as MuJoCo's renderer does, about twice as fast.
+    """Draws a scene's triangles as MuJoCo's renderer does, in less time.
 
     MuJoCo sends the corners of every triangle of every geom, once for most lights, once for the shadow map and once more for the
     light that casts shadows. Here geoms that the camera cannot see are left out, all lights take one pass, and the shadow map
@@ -81,12 +79,15 @@ class Rasterizer:
     depend on its neighbours, and read together.
     """
 
-    def __init__(self, model: mujoco.MjModel, supersampling: int, scene: "Triangles") -> None:
+    def __init__(self, model: mujoco.MjModel, scene: "Triangles") -> None:
         self._model, self._data, self._scene = model, mujoco.MjData(model), scene
         self._height, self._width = model.vis.global_.offheight, model.vis.global_.offwidth
+        supersampling = scene["supersampling"]
         self._drawn_height, self._drawn_width = self._height * supersampling, self._width * supersampling
-        self._gl = mujoco.GLContext(16, 16)
-        self._gl.make_current()
+        longest = _longest_edge()
+        if max(self._drawn_height, self._drawn_width) > longest:
+            drawn = f"{self._drawn_height}x{self._drawn_width}"
+            raise RuntimeError(f"{drawn} pixels would be drawn for each picture, and OpenGL draws {longest} along an edge")
         words = {
             "GEOMS": model.ngeom,
             "LIGHTS": len(scene["lights"]),
@@ -105,14 +106,12 @@ class Rasterizer:
         self._mean.set("drawn", DRAWN_UNIT)
         covers_all = np.array([[-1, -1], [-1, 3], [3, -1]], np.float32)
         self._picture_mesh = _Mesh(self._mean, covers_all, np.arange(3, dtype=np.uint32), {"corner": 2})
-        self._batch = max(1, min(LONGEST_BATCH, GL.glGetIntegerv(GL.GL_MAX_TEXTURE_SIZE) // self._height))
+        self._batch = max(1, min(longest // self._height, LARGEST_BATCH // (self._height * self._width)))
         self._pictures, _ = _color_buffer(self._batch * self._height, self._width, with_depth=False)
         if scene["shadow_light"] >= 0:
-            self._colors.set("shadow_box", scene["shadow_box"])
             self._colors.set("shadow_offset", np.float32(scene["shadow_offset"]))
             self._colors.set("shadow_map", SHADOW_UNIT)
             self._depths = _Program("shadow", words)
-            self._depths.set("shadow_box", scene["shadow_box"])
             self._shadow_mesh = _Mesh(self._depths, scene["shadow_vertices"], scene["shadow_indices"], {"place": 4})
             self._shadow_map, shadow_texture = _depth_buffer(scene["shadow_map"])
             GL.glActiveTexture(GL.GL_TEXTURE0 + SHADOW_UNIT)
@@ -124,8 +123,11 @@ class Rasterizer:
 
     def draw(self, poses: np.ndarray) -> np.ndarray:
         """See `Artist`."""
-        batches = [poses[start : start + self._batch] for start in range(0, len(poses), self._batch)]
-        return np.concatenate([self._draw_batch(batch) for batch in batches])
+        pictures = np.empty((len(poses), self._height, self._width, 3), np.uint8)
+        for start in range(0, len(poses), self._batch):
+            batch = slice(start, start + self._batch)
+            pictures[batch] = self._draw_batch(poses[batch])
+        return pictures
 
     def _draw_batch(self, poses: np.ndarray) -> np.ndarray:
         """The same for poses that fit into the buffer of pictures."""
@@ -136,26 +138,30 @@ class Rasterizer:
             places[:, :, :3] = self._data.geom_xmat.reshape(-1, 3, 3)
             places[:, :, 3] = self._data.geom_xpos
         scene = self._scene
-        eyes = scene["eye"] + np.pad(poses[:, -2:], ((0, 0), (0, 1))).astype(np.float32)
+        ways = np.pad(poses[:, -2:], ((0, 0), (0, 1))).astype(np.float32)
+        eyes = scene["eye"] + ways
         before_eye = (geoms[..., 3] - eyes[:, None]) @ scene["axes"].T
         seen = _reach_into(scene["projection"], before_eye, scene["radii"])
-        casting = _reach_into(scene["shadow_box"], geoms[..., 3], scene["radii"])
+        casting = _reach_into(scene["shadow_box"], geoms[..., 3] - ways[:, None], scene["radii"])
         for i, places in enumerate(geoms.reshape(len(poses), -1, 4)):
             if scene["shadow_light"] >= 0:
-                self._draw_shadow_map(places, _runs(casting[i], scene["shadow_ends"]))
+                self._draw_shadow_map(places, ways[i], _runs(casting[i], scene["shadow_ends"]))
             self._draw_scene(places, eyes[i], _runs(seen[i], scene["ends"]))
             self._average_into(i)
         pictures = np.empty((len(poses), self._height, self._width, 4), np.uint8)
         GL.glReadPixels(0, 0, self._width, len(poses) * self._height, GL.GL_RGBA, GL.GL_UNSIGNED_BYTE, pictures)
         return pictures[..., :3]
 
-    def _draw_shadow_map(self, places: np.ndarray, runs: list[tuple[int, int]]) -> None:
-        size = self._scene["shadow_map"]
+    def _draw_shadow_map(self, places: np.ndarray, way: np.ndarray, runs: list[tuple[int, int]]) -> None:
+        size, box = self._scene["shadow_map"], self._scene["shadow_box"].copy()
+        box[:3, 3] -= box[:3, :3] @ way  # it goes with the camera
         GL.glBindFramebuffer(GL.GL_FRAMEBUFFER, self._shadow_map)
         GL.glViewport(1, 1, size - 2, size - 2)  # nothing beyond the margin is in a shadow
         GL.glEnable(GL.GL_DEPTH_TEST)
         GL.glClear(GL.GL_DEPTH_BUFFER_BIT)
         # The map is not upside down: these are the sides away from the light, so that what it shines on does not shade itself.
+        self._colors.set("shadow_box", box)
+        self._depths.set("shadow_box", box)
         self._depths.set("pose", places)
         self._shadow_mesh.draw(runs)
 
@@ -201,20 +207,21 @@ class _Program:
             GL.glShaderSource(shader, head + (SHADERS / f"{name}.{suffix}").read_text())
             GL.glCompileShader(shader)
             if not GL.glGetShaderiv(shader, GL.GL_COMPILE_STATUS):
-                raise RuntimeError(f"{name}.{suffix} does not compile: {GL.glGetShaderInfoLog(shader).decode()}")
+                raise RuntimeError(f"{name}.{suffix} does not compile: {_sentence(GL.glGetShaderInfoLog(shader))}")
             GL.glAttachShader(self._program, shader)
         GL.glLinkProgram(self._program)
         if not GL.glGetProgramiv(self._program, GL.GL_LINK_STATUS):
-            raise RuntimeError(f"the shaders of {name} do not link: {GL.glGetProgramInfoLog(self._program).decode()}")
+            raise RuntimeError(f"the shaders of {name} do not link: {_sentence(GL.glGetProgramInfoLog(self._program))}")
+        self._name = name
 
     def attribute(self, name: str) -> int:
-        return int(GL.glGetAttribLocation(self._program, name))
+        return self._found(name, GL.glGetAttribLocation(self._program, name))
 
     def set(self, uniform: str, value: "np.ndarray | np.float32 | int") -> None:
         """Use the program, and set one of its uniforms: an integer, a float, vectors [3], [n, 3], [n, 4], a matrix."""
         GL.glUseProgram(self._program)
         if uniform not in self._uniforms:
-            self._uniforms[uniform] = GL.glGetUniformLocation(self._program, uniform)
+            self._uniforms[uniform] = self._found(uniform, GL.glGetUniformLocation(self._program, uniform))
         place = self._uniforms[uniform]
         if isinstance(value, int):
             GL.glUniform1i(place, value)
@@ -228,6 +235,11 @@ class _Program:
             GL.glUniform3fv(place, value.size // 3, value)
         else:
             GL.glUniform4fv(place, len(value), value)
+
+    def _found(self, name: str, place: int) -> int:
+        if place < 0:  # OpenGL would say nothing, and draw something else
+            raise RuntimeError(f"the shaders of {self._name} use no {name}")
+        return int(place)
 
 
 class _Mesh:
@@ -271,6 +283,8 @@ def _depth_buffer(size: int) -> tuple[int, int]:
     options = {
         GL.GL_TEXTURE_MIN_FILTER: GL.GL_LINEAR,
         GL.GL_TEXTURE_MAG_FILTER: GL.GL_LINEAR,
+        GL.GL_TEXTURE_WRAP_S: GL.GL_CLAMP_TO_EDGE,  # of the margin
+        GL.GL_TEXTURE_WRAP_T: GL.GL_CLAMP_TO_EDGE,
         GL.GL_TEXTURE_COMPARE_MODE: GL.GL_COMPARE_REF_TO_TEXTURE,
         GL.GL_TEXTURE_COMPARE_FUNC: GL.GL_LEQUAL,
     }
@@ -297,6 +311,24 @@ def _require_complete() -> None:
         raise RuntimeError("OpenGL has no buffer to draw pictures of this size into")
 
 
+def _longest_edge() -> int:
+    """Of what OpenGL can draw into, pixels.
+
+    Raises:
+        RuntimeError: this OpenGL is too old for the shaders.
+    """
+    version = GL.glGetString(GL.GL_VERSION).decode()
+    if tuple(map(int, version.split()[0].split(".")[:2])) < (3, 0):
+        raise RuntimeError(f"it needs OpenGL 3.0, and this is {version}; --render-quality exact does with less")
+    return int(GL.glGetIntegerv(GL.GL_MAX_TEXTURE_SIZE))
+
+
+def _sentence(words: "bytes | str") -> str:
+    """OpenGL's words in one line."""
+    text = words.decode(errors="replace") if isinstance(words, bytes) else words
+    return "; ".join(line.strip() for line in text.splitlines() if line.strip())
+
+
 def prefer(device: int) -> None:
     """Draw on that EGL device, unless the user chose another or there are not so many, as without the driver's EGL."""
     if os.environ.get("MUJOCO_GL", "").lower() != "egl" or "MUJOCO_EGL_DEVICE_ID" in os.environ:
@@ -307,12 +339,29 @@ def prefer(device: int) -> None:
         os.environ["MUJOCO_EGL_DEVICE_ID"] = str(device)  # MuJoCo reads it when it makes its first context
 
 
+def make_artist(model: mujoco.MjModel, camera: str, triangles: "Triangles | None") -> Artist:
+    """What draws, in the current OpenGL context.
+
+    Raises:
+        RuntimeError: in one line, why it cannot.
+    """
+    try:
+        return MujocoArtist(model, camera) if triangles is None else Rasterizer(model, triangles)
+    except GL.GLError as error:
+        raise RuntimeError(f"{error.baseOperation.__name__}: {_sentence(error.description)}") from error
+
+
 def main(connection: Connection) -> None:
-    model, camera, supersampling, triangles, device = connection.recv()
+    model, camera, triangles, device = connection.recv()
     if device is not None:
         prefer(device)
-    artist: Artist
-    artist = MujocoArtist(model, camera) if triangles is None else Rasterizer(model, supersampling, triangles)
+    context = mujoco.GLContext(model.vis.global_.offwidth, model.vis.global_.offheight)
+    context.make_current()
+    try:
+        artist = make_artist(model, camera, triangles)
+    except RuntimeError as error:
+        connection.send(error)
+        return
     connection.send(GL.glGetString(GL.GL_RENDERER).decode())
     while True:
         poses = np.frombuffer(connection.recv_bytes()).reshape(-1, model.nq + 2)

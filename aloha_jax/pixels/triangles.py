@@ -30,6 +30,7 @@ class Triangles(TypedDict):
         shadow_box: float32[4, 4]: from the world to the box that the shadow map covers, -1..1 along each axis.
         shadow_map: texels along an edge of the shadow map; 0 draws no shadows.
         shadow_offset: metres along the normal at which a surface looks whether it is in a shadow, lest it shades itself.
+        supersampling: a pixel of the picture is the mean of as many along either axis.
     """
 
     vertices: np.ndarray
@@ -47,14 +48,15 @@ class Triangles(TypedDict):
     shadow_box: np.ndarray
     shadow_map: int
     shadow_offset: float
+    supersampling: int
 
 
-def triangulate(model: mujoco.MjModel, camera: str) -> Triangles:
+def triangulate(model: mujoco.MjModel, camera: str, supersampling: int = 1) -> Triangles:
     """The triangles of a model of `visual.make_visual_model`, with the colours, lights and view that MuJoCo's renderer gives it.
 
     Raises:
         ValueError: it has what this cannot draw: textures, hidden or transparent geoms, others than meshes and boxes, lights or a
-            camera that move, lights that are not directional, several that cast shadows.
+            camera that move, an orthographic camera, no light, lights that are not directional, several that cast shadows.
     """
     data = mujoco.MjData(model)
     mujoco.mj_kinematics(model, data)
@@ -63,13 +65,14 @@ def triangulate(model: mujoco.MjModel, camera: str) -> Triangles:
     lights = [scene.lights[i] for i in range(scene.nlight)]
     geoms = [scene.geoms[i] for i in range(scene.ngeom)]
     _require_simple(model, camera, lights, geoms)
-    vertices, indices, casting = [], [], []
+    vertices, indices, casting, radii = [], [], [], []
     first = 0
     for geom in geoms:
         places, normals, corners = _mesh(model, geom.objid) if geom.type == mujoco.mjtGeom.mjGEOM_MESH else _box(geom.size)
         material = [*geom.rgba[:3], geom.specular, geom.shininess * 128, geom.emission, geom.objid]
         vertices.append(np.hstack([places, normals, np.tile(material, (len(places), 1))]))
         indices.append(corners.ravel() + first)
+        radii.append(np.linalg.norm(places, axis=1).max())
         first += len(places)
         if model.geom(geom.objid).name in CASTS_NO_SHADOW:
             corners = corners[:0]
@@ -85,7 +88,7 @@ def triangulate(model: mujoco.MjModel, camera: str) -> Triangles:
         vertices=np.concatenate(vertices).astype(np.float32),
         indices=np.concatenate(indices).astype(np.uint32),
         ends=np.cumsum([0, *map(len, indices)]),
-        radii=model.geom_rbound.astype(np.float32),
+        radii=np.array(radii, np.float32) * (1 + 1e-6),  # rounded up
         shadow_vertices=shadow_vertices.astype(np.float32),
         shadow_indices=shadow_indices.astype(np.uint32).ravel(),
         shadow_ends=np.cumsum([0, *map(len, casting)]),
@@ -97,6 +100,7 @@ def triangulate(model: mujoco.MjModel, camera: str) -> Triangles:
         shadow_box=box.astype(np.float32),
         shadow_map=shadow_map,
         shadow_offset=SHADOW_OFFSET * 2 / max(shadow_map, 1) / float(np.linalg.norm(box[0, :3])),
+        supersampling=supersampling,
     )
 
 
@@ -110,18 +114,28 @@ def _abstract_scene(model: mujoco.MjModel, data: mujoco.MjData, camera: str) -> 
 
 
 def _require_simple(model: mujoco.MjModel, camera: str, lights: list[mujoco.MjvLight], geoms: list[mujoco.MjvGeom]) -> None:
-    drawable = (mujoco.mjtGeom.mjGEOM_MESH, mujoco.mjtGeom.mjGEOM_BOX)
+    drawable, which = (mujoco.mjtGeom.mjGEOM_MESH, mujoco.mjtGeom.mjGEOM_BOX), model.camera(camera).id
     for holds, what in (
-        ([geom.objid for geom in geoms] == list(range(model.ngeom)), "visible geoms only"),
+        ([geom.objid for geom in geoms] == list(range(model.ngeom)), "nothing but visible geoms"),
         (not model.ntex, "no textures"),
         (all(geom.rgba[3] == 1 for geom in geoms), "opaque geoms"),
-        (all(geom.type in drawable for geom in geoms), "meshes and boxes"),
-        (all(light.type == mujoco.mjtLightType.mjLIGHT_DIRECTIONAL for light in lights), "directional lights"),
-        (sum(light.castshadow for light in lights) <= 1, "one light that casts shadows"),
-        (not model.light_bodyid.any() and not model.camera(camera).bodyid.any(), "lights and a camera that do not move"),
+        (all(geom.type in drawable for geom in geoms), "meshes and boxes alone"),
+        (
+            len(lights) > 0 and all(light.type == mujoco.mjtLightType.mjLIGHT_DIRECTIONAL for light in lights),
+            "directional lights",
+        ),
+        (sum(light.castshadow for light in lights) <= 1, "at most one light that casts shadows"),
+        (_stands_still(model.light_bodyid, model.light_mode), "lights that do not move"),
+        (_stands_still(model.cam_bodyid[which], model.cam_mode[which]), "a camera that does not move"),
+        (model.cam_projection[which] == mujoco.mjtProjection.mjPROJ_PERSPECTIVE, "a camera with a perspective"),
+        (model.cam_sensorsize[which].all(), "a camera with a sensor"),
     ):
         if not holds:
-            raise ValueError(f"the rasteriser draws scenes of {what}; --render-quality exact draws any")
+            raise ValueError(f"the rasteriser only draws scenes with {what}; --render-quality exact draws any")
+
+
+def _stands_still(body: np.ndarray, mode: np.ndarray) -> bool:
+    return bool(np.all(body == 0) and np.all(mode == mujoco.mjtCamLight.mjCAMLIGHT_FIXED))
 
 
 def _mesh(model: mujoco.MjModel, geom: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -164,7 +178,7 @@ def _corners(model: mujoco.MjModel, data: mujoco.MjData, geom: int) -> np.ndarra
 
 
 def _projection(view: mujoco.MjvGLCamera) -> np.ndarray:
-    """GlFrustum's matrix, upside down: OpenGL's first row is the lowest, a picture's is the highest."""
+    """The matrix of glFrustum, upside down: OpenGL's first row is the lowest, a picture's is the highest."""
     near, far = view.frustum_near, view.frustum_far
     width, height = view.frustum_width, (view.frustum_top - view.frustum_bottom) / 2
     center = (view.frustum_top + view.frustum_bottom) / 2
@@ -179,7 +193,7 @@ def _projection(view: mujoco.MjvGLCamera) -> np.ndarray:
 
 
 def _shadow_box(direction: np.ndarray, axes: np.ndarray, eye: np.ndarray, view: mujoco.MjvGLCamera, depth: float) -> np.ndarray:
-    """From the world to the box, in the light's direction, about what the camera sees between `depth` and a share of it.
+    """From the world to the box, in the light's direction, about what the camera sees at `depth` and above (`SHADOWS_UP_TO`).
 
     What stands between the light and there has the same first two coordinates, whether the camera sees it or not.
     """
@@ -188,7 +202,7 @@ def _shadow_box(direction: np.ndarray, axes: np.ndarray, eye: np.ndarray, view: 
     right /= np.linalg.norm(right)
     turned = np.stack([right, np.cross(backward, right), -backward])
     seen = []
-    for share in (1.0, SHADOWS_UP_TO):
+    for share in (1.0, 1.0 - SHADOWS_UP_TO):
         for x in (-1, 1):
             for y in (view.frustum_bottom, view.frustum_top):
                 ray = np.array([view.frustum_center + x * view.frustum_width, y, -view.frustum_near]) / view.frustum_near

@@ -14,7 +14,7 @@ vec3 lit(int i, vec3 n, vec3 to_eye) {
     vec3 sum = lights[4 * i + 1] * rgb;
     float slope = dot(n, to_light);
     if (slope > 0.) {
-        float glance = max(dot(n, normalize(to_light + to_eye)), 0.);
+        float glance = max(dot(n, normalize(to_light + to_eye)), 1e-6);  // 0 to the 0 is undefined
         sum += slope * lights[4 * i + 2] * rgb + pow(glance, material.y) * material.x * lights[4 * i + 3];
     }
     return sum;
