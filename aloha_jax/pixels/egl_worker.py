@@ -88,6 +88,7 @@ class Rasterizer:
         if max(self._drawn_height, self._drawn_width) > longest:
             drawn = f"{self._drawn_height}x{self._drawn_width}"
             raise RuntimeError(f"{drawn} pixels would be drawn for each picture, and OpenGL draws {longest} along an edge")
+        self._batch = max(1, min(longest // self._height, LARGEST_BATCH // (self._height * self._width)))
         words = {
             "GEOMS": model.ngeom,
             "LIGHTS": len(scene["lights"]),
@@ -95,31 +96,41 @@ class Rasterizer:
             "SHADOW_MAP": scene["shadow_map"],
             "SUPERSAMPLING": supersampling,
         }
+        self._textures: dict[int, int] = {}  # of each unit
+        self._prepare_scene(words)
+        self._prepare_mean(words)
+        if scene["shadow_light"] >= 0:
+            self._prepare_shadow_map(words)
+        for unit, texture in self._textures.items():  # last, since making a texture binds it, too
+            GL.glActiveTexture(GL.GL_TEXTURE0 + unit)
+            GL.glBindTexture(GL.GL_TEXTURE_2D, texture)
+        GL.glEnable(GL.GL_CULL_FACE)
+        GL.glFrontFace(GL.GL_CW)  # pictures are drawn upside down
+
+    def _prepare_scene(self, words: dict[str, int]) -> None:
+        scene = self._scene
         self._colors = _Program("scene", words)
         self._colors.set("lights", scene["lights"].reshape(-1, 3))
         self._colors.set("axes", scene["axes"])
         self._colors.set("projection", scene["projection"])
         attributes = {"place": 3, "normal": 3, "rgb": 3, "material": 4}
         self._mesh = _Mesh(self._colors, scene["vertices"], scene["indices"], attributes)
-        self._drawn, drawn_texture = _color_buffer(self._drawn_height, self._drawn_width, with_depth=True)
+
+    def _prepare_mean(self, words: dict[str, int]) -> None:
+        self._drawn, self._textures[DRAWN_UNIT] = _color_buffer(self._drawn_height, self._drawn_width, with_depth=True)
+        self._pictures, _ = _color_buffer(self._batch * self._height, self._width, with_depth=False)
         self._mean = _Program("mean", words)
         self._mean.set("drawn", DRAWN_UNIT)
         covers_all = np.array([[-1, -1], [-1, 3], [3, -1]], np.float32)
         self._picture_mesh = _Mesh(self._mean, covers_all, np.arange(3, dtype=np.uint32), {"corner": 2})
-        self._batch = max(1, min(longest // self._height, LARGEST_BATCH // (self._height * self._width)))
-        self._pictures, _ = _color_buffer(self._batch * self._height, self._width, with_depth=False)
-        if scene["shadow_light"] >= 0:
-            self._colors.set("shadow_offset", np.float32(scene["shadow_offset"]))
-            self._colors.set("shadow_map", SHADOW_UNIT)
-            self._depths = _Program("shadow", words)
-            self._shadow_mesh = _Mesh(self._depths, scene["shadow_vertices"], scene["shadow_indices"], {"place": 4})
-            self._shadow_map, shadow_texture = _depth_buffer(scene["shadow_map"])
-            GL.glActiveTexture(GL.GL_TEXTURE0 + SHADOW_UNIT)
-            GL.glBindTexture(GL.GL_TEXTURE_2D, shadow_texture)
-        GL.glActiveTexture(GL.GL_TEXTURE0 + DRAWN_UNIT)
-        GL.glBindTexture(GL.GL_TEXTURE_2D, drawn_texture)
-        GL.glEnable(GL.GL_CULL_FACE)
-        GL.glFrontFace(GL.GL_CW)  # pictures are drawn upside down
+
+    def _prepare_shadow_map(self, words: dict[str, int]) -> None:
+        scene = self._scene
+        self._colors.set("shadow_offset", np.float32(scene["shadow_offset"]))
+        self._colors.set("shadow_map", SHADOW_UNIT)
+        self._depths = _Program("shadow", words)
+        self._shadow_mesh = _Mesh(self._depths, scene["shadow_vertices"], scene["shadow_indices"], {"place": 4})
+        self._shadow_map, self._textures[SHADOW_UNIT] = _depth_buffer(scene["shadow_map"])
 
     def draw(self, poses: np.ndarray) -> np.ndarray:
         """See `Artist`."""
