@@ -82,7 +82,7 @@ class Settings:
     renderer: Literal["auto", "egl", "warp"] = "auto"
     """Where pixels come from: OpenGL, ray tracing on the learner's device; auto: where the physics is, else what works here."""
     render_quality: Literal["fast", "shadows", "exact"] = "fast"
-    """Cheap visuals, the same with coarse shadows (half the speed), or gym_aloha's own (slow)."""
+    """Cheap visuals, the same with coarse shadows (three fifths of the speed), or gym_aloha's own (slow)."""
     double_buffer: bool = True
     """Whether OpenGL draws one half of the worlds while the other half decides and moves. Needs an even --n-envs, and not
     `--start-states archive`; without effect on pictures drawn on the learner's device."""
