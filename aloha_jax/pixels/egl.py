@@ -47,12 +47,7 @@ class EglRenderer:
         gl_renderer: what draws, in OpenGL's words (GL_RENDERER).
     """
 
-    def __init__(
-        self,
-        model: mujoco.MjModel,
-        num_workers: int | None = None,
-        triangles: Triangles | None = None,
-    ) -> None:
+    def __init__(self, model: mujoco.MjModel, num_workers: int | None = None, triangles: Triangles | None = None) -> None:
         """Starts the workers.
 
         Args:

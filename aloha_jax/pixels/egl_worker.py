@@ -170,10 +170,10 @@ class Rasterizer:
         GL.glViewport(1, 1, size - 2, size - 2)  # nothing beyond the margin is in a shadow
         GL.glEnable(GL.GL_DEPTH_TEST)
         GL.glClear(GL.GL_DEPTH_BUFFER_BIT)
-        # The map is not upside down: these are the sides away from the light, so that what it shines on does not shade itself.
         self._colors.set("shadow_box", box)
         self._depths.set("shadow_box", box)
         self._depths.set("pose", places)
+        # The map is not upside down: these are the sides away from the light, so that what it shines on does not shade itself.
         self._shadow_mesh.draw(runs)
 
     def _draw_scene(self, places: np.ndarray, eye: np.ndarray, runs: list[tuple[int, int]]) -> None:
