@@ -64,6 +64,7 @@ class Controller:
         self._delta_target = jax.jit(lambda target, pos, action: delta_target(target, pos, action, low, high))
         with_precision = jax.default_matmul_precision("highest")  # as in training (`env.in_float32`)
         self._features = jax.jit(with_precision(self._privileged))
+        self._start_progress = jax.jit(with_precision(self._task.start_progress))  # op by op it compiles for seconds
         self._remember = jax.jit(
             lambda memory, pos: history.start(pos, config.history) if memory is None else history.push(memory, pos)
         )
@@ -71,7 +72,8 @@ class Controller:
     def reset(self, qpos: np.ndarray, qvel: np.ndarray) -> None:
         physics = self._exact.reset(jnp.asarray(qpos[None], jnp.float32), jnp.asarray(qvel[None], jnp.float32))
         self._target = self._task.agent_pos(physics)
-        self._progress = self._task.start_progress(physics)
+        if self._policy.config.obs == "state":  # pixels show none of it
+            self._progress = self._start_progress(physics)
         self._clock = 0
         self._memory: jax.Array | None = None
 
@@ -95,7 +97,8 @@ class Controller:
             )
             obs = {"pixels": pixels[None], **vectors}
         action = self._policy.act(obs, key)
-        self._target = self._delta_target(self._target, agent_pos, action) if config.action == "delta" else action
+        target = self._delta_target(self._target, agent_pos, action) if config.action == "delta" else action
+        self._target = jnp.asarray(np.asarray(target))  # not committed to the parameters' device: `_features` would compile again
         self._clock += 1
         return self.hold
 

@@ -85,6 +85,8 @@ ABLATIONS: dict[str, Ablation] = {
     "pixels-84x84": _whole_frame(84, 84),
     "pixels-120x160": _whole_frame(120, 160),
     "pixels-cheap": _pixels("cheap physics and pictures", "--physics", "fast", "--render-quality", "fast"),
+    "pixels-cheap-physics": _pixels("cheap physics", "--physics", "fast"),
+    "pixels-no-shadows": _pixels("pictures without shadows", "--render-quality", "fast"),
     "pixels-few-worlds": _pixels("128 worlds of 16 steps", "--n-envs", "128", "--n-steps", "16"),
     "pixels-no-state": _pixels("the state is not predicted", "--state-coef", "0"),
     "pixels-untaught": Ablation("pixels-ppo", "PPO without a teacher"),

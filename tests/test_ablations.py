@@ -32,6 +32,8 @@ CHANGES = {
     "pixels-84x84": {"crop": None, "image_height": 84, "image_width": 84},
     "pixels-120x160": {"crop": None, "image_height": 120, "image_width": 160},
     "pixels-cheap": {"physics": "fast", "render_quality": "fast"},
+    "pixels-cheap-physics": {"physics": "fast"},
+    "pixels-no-shadows": {"render_quality": "fast"},
     "pixels-few-worlds": {"n_envs": 128, "n_steps": 16},
     "pixels-no-state": {"state_coef": 0.0},
     "pixels-untaught": {},

@@ -322,6 +322,20 @@ def test_what_is_asked_of_a_grip_is_seen_in_gym_aloha_as_in_training() -> None:
     assert ((grasp > 0.3) & (grasp < 0.99)).all()  # not in full: the expert is some millimetres off
 
 
+@pytest.mark.parametrize("committed", [True, False])
+def test_what_a_policy_of_the_state_sees_in_gym_aloha_is_compiled_once(committed: bool) -> None:
+    """Parameters of a checkpoint are committed to a device, those in a judging process are not."""
+    params = init_params(SMALL, jax.random.key(0))
+    params = jax.device_put(params, jax.devices()[0]) if committed else jax.device_get(params)
+    controller: Any = judge.Controller(Policy(SMALL, params, init_stats(SMALL)))
+    start, rest = Insertion.start_from_seed(3), np.zeros(28)
+    for _ in range(2):
+        controller.reset(start, rest)
+        for _ in range(3):
+            controller({"agent_pos": np.zeros(14)}, start, rest, None)
+    assert controller._features._cache_size() == controller._start_progress._cache_size() == 1
+
+
 class Onlooker:
     """Does nothing and remembers everything it saw."""
 
