@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, NamedTuple
@@ -117,24 +117,23 @@ def require_judge() -> None:
 
 
 class Judge:
-    """The environment `gym_aloha/AlohaInsertion-v0` under a condition, and a policy that acts in it."""
+    """The environment `gym_aloha/AlohaInsertion-v0`, and a policy that acts in it under one condition or several in turn."""
 
-    def __init__(self, policy: Policy, stochastic: bool = False, condition: Condition = NOMINAL):
-        import gym_aloha  # noqa: F401  (registers the environment)
-        import gymnasium
-
-        self._env: Any = gymnasium.make("gym_aloha/AlohaInsertion-v0", obs_type="pixels_agent_pos", disable_env_checker=True)
-        condition.change_model(self._physics)
-        self._sees, self._stochastic, self._condition = policy.config.has_pixels, stochastic, condition
+    def __init__(self, policy: Policy, stochastic: bool = False):
+        self._sees, self._stochastic = policy.config.has_pixels, stochastic
         self._controller = Controller(policy)
+        self._env: Any = None
+        self._condition = NOMINAL
 
     @property
     def _physics(self) -> Any:
         return self._env.unwrapped._env.physics
 
-    def episode(self, seed: int, keep_frames: bool = False) -> Trajectory:
-        """The episode that starts as `env.reset(seed=seed)` does."""
-        data, condition, controller = self._physics.data, self._condition, self._controller
+    def episode(self, condition: Condition, seed: int, keep_frames: bool = False) -> Trajectory:
+        """The episode that starts as `env.reset(seed=seed)` does, under a condition."""
+        if self._env is None or condition != self._condition:
+            self._enter(condition)
+        data, controller = self._physics.data, self._controller
         _render_only_what_is_seen(self._env, needed=keep_frames or self._sees)
         observation = self._start(seed)
         controller.reset(data.qpos, data.qvel)
@@ -156,7 +155,18 @@ class Judge:
         return Trajectory(seed, np.array(levels), np.array(qpos), np.array(targets), frames or None)
 
     def close(self) -> None:
-        self._env.close()
+        if self._env is not None:
+            self._env.close()
+
+    def _enter(self, condition: Condition) -> None:
+        """A new environment, for a model that was changed does not remember how it was; the policy stays, compiled."""
+        import gym_aloha  # noqa: F401  (registers the environment)
+        import gymnasium
+
+        self.close()
+        self._env = gymnasium.make("gym_aloha/AlohaInsertion-v0", obs_type="pixels_agent_pos", disable_env_checker=True)
+        self._condition = condition
+        condition.change_model(self._physics)
 
     def _start(self, seed: int) -> dict[str, Any]:
         """The first observation."""
@@ -174,25 +184,34 @@ class Judge:
 
 def gym_aloha_episodes(
     policy: Policy,
-    seeds: list[int],
+    seeds: Sequence[int],
     stochastic: bool = False,
     keep_frames: int = 0,
-    condition: Condition = NOMINAL,
+    conditions: Sequence[Condition] = (NOMINAL,),
     num_workers: int = 1,
 ) -> Iterator[Trajectory]:
-    """Episodes in `gym_aloha/AlohaInsertion-v0`, in the order of the seeds; frames are kept of the first `keep_frames`."""
-    tasks = [(seed, i < keep_frames) for i, seed in enumerate(seeds)]
-    if min(num_workers, len(seeds)) <= 1:
-        with contextlib.closing(Judge(policy, stochastic, condition)) as judge:
-            yield from itertools.starmap(judge.episode, tasks)
+    """Episodes in `gym_aloha/AlohaInsertion-v0`: under each condition one of every seed, both in the order given.
+
+    Args:
+        policy: who acts.
+        seeds: an episode's start is that of `env.reset(seed=seed)`.
+        stochastic: sample actions instead of taking their mean.
+        keep_frames: of how many episodes, the first under each condition, the frames are kept.
+        conditions: how the world differs from gym_aloha's.
+        num_workers: processes that run them side by side; they change nothing but the time it takes.
+    """
+    trials = [(condition, seed, i < keep_frames) for condition in conditions for i, seed in enumerate(seeds)]
+    if min(num_workers, len(trials)) <= 1:
+        with contextlib.closing(Judge(policy, stochastic)) as judge:
+            yield from itertools.starmap(judge.episode, trials)
         return
     weights = jax.device_get((policy.params, policy.stats))
     # Not forked: that is unsafe beside JAX's threads.
     context = multiprocessing.get_context("spawn")
-    appointed = (policy.config, *weights, stochastic, condition, jax.default_backend())
-    with ProcessPoolExecutor(min(num_workers, len(seeds)), context, initializer=_appoint, initargs=appointed) as pool:
+    appointed = (policy.config, *weights, stochastic, jax.default_backend())
+    with ProcessPoolExecutor(min(num_workers, len(trials)), context, initializer=_appoint, initargs=appointed) as pool:
         try:
-            yield from pool.map(_episode, *zip(*tasks, strict=True))
+            yield from pool.map(_episode, *zip(*trials, strict=True))
         except BrokenProcessPool:
             raise RendererUnavailable("a process that judged died: free some memory, or lower --num-workers") from None
 
@@ -200,7 +219,7 @@ def gym_aloha_episodes(
 _appointed: Judge  # of a worker process
 
 
-def _appoint(config: Config, params: Any, stats: Any, stochastic: bool, condition: Condition, platform: str) -> None:
+def _appoint(config: Config, params: Any, stats: Any, stochastic: bool, platform: str) -> None:
     global _appointed
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # a GPU's memory is for all of them and the parent
     if platform == "cpu":
@@ -208,7 +227,7 @@ def _appoint(config: Config, params: Any, stats: Any, stochastic: bool, conditio
     threading.Thread(target=_end_with_parent, daemon=True).start()
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches all of them: no episode is played to its end
-    _appointed = Judge(Policy(config, params, stats), stochastic, condition)
+    _appointed = Judge(Policy(config, params, stats), stochastic)
 
 
 def _end_with_parent() -> None:
@@ -219,8 +238,8 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _episode(seed: int, keep_frames: bool) -> Trajectory:
-    return _appointed.episode(seed, keep_frames)
+def _episode(condition: Condition, seed: int, keep_frames: bool) -> Trajectory:
+    return _appointed.episode(condition, seed, keep_frames)
 
 
 def _render_only_what_is_seen(env: Any, needed: bool) -> None:

@@ -5,6 +5,7 @@ uv run -m benchmarks.robustness --model-path pretrained/insertion-state-robust -
 """
 
 import dataclasses
+import itertools
 import json
 import re
 from pathlib import Path
@@ -90,13 +91,14 @@ def main(flags: Flags) -> None:
             path.mkdir(parents=True, exist_ok=True)
     if flags.json is not None:
         cli.require_writable("--json", flags.json)
+    judge.require_judge()
+    seeds, filmed = range(flags.seed, flags.seed + flags.n_episodes), int(flags.videos is not None)
+    judged = judge.gym_aloha_episodes(
+        policy, seeds, keep_frames=filmed, conditions=list(tried.values()), num_workers=flags.num_workers
+    )
     found = {}
-    for name, condition in tried.items():
-        seeds = list(range(flags.seed, flags.seed + flags.n_episodes))
-        filmed = int(flags.videos is not None)
-        episodes = list(
-            judge.gym_aloha_episodes(policy, seeds, keep_frames=filmed, condition=condition, num_workers=flags.num_workers)
-        )
+    for name in tried:
+        episodes = list(itertools.islice(judged, flags.n_episodes))
         if flags.videos is not None:
             evaluation.film(episodes[0], policy.config, flags.videos / f"{re.sub('[^a-z0-9.]+', '-', name)}.mp4")
         report = evaluation.summarize(episodes, "gym_aloha")

@@ -42,7 +42,7 @@ def main(flags: Flags) -> None:
     if flags.condition not in known:
         raise ConfigError(f"--condition is one of {'; '.join(known)}; not {flags.condition!r}")
     condition = known[flags.condition]
-    trajectory = next(judge.gym_aloha_episodes(policy, [flags.seed], keep_frames=1, condition=condition))
+    trajectory = next(judge.gym_aloha_episodes(policy, [flags.seed], keep_frames=1, conditions=[condition]))
     levels, config = trajectory.levels, policy.config
     if levels.max() < MAX_LEVEL or trajectory.frames is None:
         raise ConfigError(f"--seed {flags.seed} reached level {levels.max()} only: choose another")

@@ -1,6 +1,7 @@
 """Changed worlds: what each condition changes, and that it reaches gym_aloha."""
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from aloha_jax import checkpoints, judge
 from aloha_jax.conditions import NOMINAL, Condition
 from aloha_jax.config import ConfigError
 from aloha_jax.factory import make_from_config
-from aloha_jax.judge import Trajectory
 from aloha_jax.policy import Policy, init_params, init_stats
 from aloha_jax.presets import PRESETS
 from aloha_jax.tasks.insertion import Insertion
@@ -73,19 +73,13 @@ def test_light(brightness: float, expected: list[int]) -> None:
     np.testing.assert_array_equal(Condition(brightness=brightness).light(frame), [[expected]])
 
 
-def first_steps(condition: Condition) -> Trajectory:
-    """The whole of an episode by a policy that moves."""
-    policy = Policy(STATE, jax.tree.map(lambda x: 3.0 * x, init_params(STATE, jax.random.key(0))), init_stats(STATE))
-    return next(judge.gym_aloha_episodes(policy, [5], condition=condition))
-
-
 def test_late_actions_and_other_starts_reach_gym_aloha() -> None:
-    nominal, late = first_steps(NOMINAL), first_steps(Condition(delay=2))
+    policy = Policy(STATE, jax.tree.map(lambda x: 3.0 * x, init_params(STATE, jax.random.key(0))), init_stats(STATE))  # it moves
+    condition = Condition(shift=0.03)
+    moved, late, nominal = judge.gym_aloha_episodes(policy, [5], conditions=[condition, Condition(delay=2), NOMINAL])
     np.testing.assert_allclose(late.targets[0], late.targets[1])  # the start pose is held
     np.testing.assert_allclose(late.targets[2], nominal.targets[0], atol=1e-6)  # nothing had moved when it was chosen
     assert np.abs(nominal.targets[1] - nominal.targets[0]).max() > 1e-3
-    condition = Condition(shift=0.03)
-    moved = first_steps(condition)
     start = condition.start(Insertion.start_from_seed(5), 5)
     np.testing.assert_allclose(moved.qpos[0][:16], nominal.qpos[0][:16], atol=1e-3)
     np.testing.assert_allclose(moved.qpos[0][[16, 17, 23, 24]], start[[16, 17, 23, 24]], atol=1e-3)  # falling, not sliding
@@ -94,7 +88,7 @@ def test_late_actions_and_other_starts_reach_gym_aloha() -> None:
 def test_late_actions_are_late_as_in_training() -> None:
     """A policy's changes of targets, late in gym_aloha by its condition, and in our worlds by `delay_share`."""
     policy = checkpoints.load_policy(str(ROBUST))
-    [judged] = judge.gym_aloha_episodes(policy, [5], condition=Condition(delay=1))
+    [judged] = judge.gym_aloha_episodes(policy, [5], conditions=[Condition(delay=1)])
     config = dataclasses.replace(policy.config, physics="exact", delay_share=1.0, n_envs=1)
     env = make_from_config(config)
     state, step = env.reset_from(Insertion.start_from_seed(5)[None]), jax.jit(env.step)
@@ -108,24 +102,26 @@ def test_a_film_shows_the_condition() -> None:
     """The last frame of a policy that sees only the state: dark under little light, and from where the camera was put."""
     policy = checkpoints.load_policy(str(ROBUST))  # inserts within 50 steps, which are as many frames
 
-    def last_frame(condition: Condition) -> np.ndarray:
-        [trajectory] = judge.gym_aloha_episodes(policy, [5], keep_frames=1, condition=condition)
-        assert trajectory.frames is not None
-        return trajectory.frames[-1]
-
-    dark = last_frame(NOMINAL) // 2
-    changed = last_frame(Condition(brightness=0.5, camera_shift=(0.02, 0.0)))
+    conditions = [Condition(brightness=0.5, camera_shift=(0.02, 0.0)), NOMINAL]  # the second knows nothing of the first
+    changed, usual = (
+        trajectory.frames[-1].astype(int)
+        for trajectory in judge.gym_aloha_episodes(policy, [5], keep_frames=1, conditions=conditions)
+        if trajectory.frames is not None
+    )
+    dark = usual // 2
     assert abs(changed.mean() / dark.mean() - 1) < 0.05
     # The camera hangs 0.8 m high and sees 78 degrees in 480 pixels: 2 cm of the table are 7 of them, of the arms above it more.
-    errors = [np.abs(np.roll(dark, -shift, axis=1).astype(int) - changed).mean() for shift in range(15)]
+    errors = [np.abs(np.roll(dark, -shift, axis=1) - changed).mean() for shift in range(15)]
     assert 6 <= np.argmin(errors) <= 13
 
 
 @pytest.mark.slow
 def test_robustness_films_what_it_tries(tmp_path: Path) -> None:
-    flags = robustness.Flags(model_path=str(ROBUST), only=("30 degrees",), n_episodes=1, videos=tmp_path / "films")
-    robustness.main(flags)
-    assert [path.name for path in (tmp_path / "films").iterdir()] == ["start-yaw-up-to-30-degrees.mp4"]
+    films, figures = tmp_path / "films", tmp_path / "figures.json"
+    only = ("30 degrees", "late")
+    robustness.main(robustness.Flags(model_path=str(ROBUST), only=only, n_episodes=1, videos=films, json=figures))
+    assert {path.name for path in films.iterdir()} == {"start-yaw-up-to-30-degrees.mp4", "actions-one-step-late.mp4"}
+    assert list(json.loads(figures.read_text())["conditions"]) == ["start: yaw up to 30 degrees", "actions one step late"]
 
 
 def test_robustness_tries_what_it_is_asked_to() -> None:

@@ -20,6 +20,7 @@ from gym_aloha.utils import sample_insertion_pose
 
 from aloha_jax import checkpoints, evaluation, expert, judge, scene
 from aloha_jax.actions import DELTA_SCALE
+from aloha_jax.conditions import NOMINAL, Condition
 from aloha_jax.config import Config
 from aloha_jax.evaluation import evaluate, summarize, wilson_interval
 from aloha_jax.factory import make_from_config
@@ -379,6 +380,12 @@ def test_side_by_side_the_episodes_are_the_same(policy: Policy) -> None:
     np.testing.assert_array_equal(together[1].qpos, alone.qpos)
     np.testing.assert_array_equal(together[1].levels, alone.levels)
     assert [trajectory.frames is not None for trajectory in together] == [True, False]
+    conditions = [Condition(yaw=0.5), NOMINAL]
+    turned = list(judge.gym_aloha_episodes(policy, [1, 2], conditions=conditions, num_workers=2))
+    assert [trajectory.seed for trajectory in turned] == [1, 2, 1, 2]
+    for one, same in zip(turned[2:], together, strict=True):
+        np.testing.assert_array_equal(one.qpos, same.qpos)
+    assert np.abs(turned[1].qpos[-1] - alone.qpos[-1]).max() > 0.01
 
 
 @pytest.mark.slow
