@@ -6,9 +6,7 @@ from typing import Any
 import mujoco
 import numpy as np
 
-from aloha_jax.scene import CAMERA, PEG_QPOS, SOCKET_QPOS
-
-OBJECTS = ("peg", "socket")
+from aloha_jax.scene import CAMERA, PEG_QPOS, SOCKET_QPOS, scale_dynamics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,11 +34,6 @@ class Condition:
     def change_model(self, physics: Any) -> None:
         """Apply what belongs to the model to gym_aloha's `dm_control` physics, once."""
         model = physics.model
-        model.geom_friction[:] *= self.friction
-        for name in OBJECTS:
-            body = model.name2id(name, "body")
-            model.body_mass[body] *= self.mass
-            model.body_inertia[body] *= self.mass
         if any(self.camera_shift):
             camera = model.name2id(CAMERA, "camera")
             # gym_aloha's camera turns towards the table, from straight above: moved a little, its picture would roll by a right
@@ -48,7 +41,7 @@ class Condition:
             model.cam_mode[camera] = mujoco.mjtCamLight.mjCAMLIGHT_FIXED
             mujoco.mju_mat2Quat(model.cam_quat[camera], model.cam_mat0[camera])
             model.cam_pos[camera][:2] += self.camera_shift
-        mujoco.mj_setConst(model.ptr, physics.data.ptr)  # what the compiler derives from masses
+        scale_dynamics(model.ptr, self.friction, self.mass)
 
     def start(self, qpos: np.ndarray, seed: int) -> np.ndarray:
         """Joint positions float[30] to start from, given gym_aloha's."""

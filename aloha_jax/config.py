@@ -17,6 +17,7 @@ MAX_EPISODES = 100_000  # that are judged at a time
 MIN_BIN = 8  # samples that --advantage-bins leaves for each
 MAX_START_SHIFT = 0.04  # metres; peg and socket, 12 cm long, then start at least 12 cm apart
 MAX_CAMERA_SHIFT = 0.2  # metres; the camera hangs 0.8 m above the table
+MAX_DYNAMICS_FACTOR = 4  # on friction and masses
 MAX_LAG = 300  # control steps that --history may look back; gym_aloha's episodes have as many
 
 
@@ -78,6 +79,10 @@ class Config(Settings):
         _require(height is None or self.grip_tolerance is None, "grip_height_tolerance", other, height)
         for name in ("start_share", "delay_share"):
             _require(0 <= getattr(self, name) <= 1, name, "must lie in 0..1", getattr(self, name))
+        for name in ("friction_factor", "mass_factor"):
+            factor = getattr(self, name)
+            _require(1 <= factor <= MAX_DYNAMICS_FACTOR, name, f"must lie in 1..{MAX_DYNAMICS_FACTOR}", factor)
+            _require(factor == 1 or self.engine != "mjx", name, "needs --engine c: MJX's worlds share one model", factor)
         _require(0 <= self.start_yaw <= 180, "start_yaw", "must lie in 0..180 degrees", self.start_yaw)
         apart = f"must lie in 0..{MAX_START_SHIFT} m, or peg and socket might start in each other"
         _require(0 <= self.start_shift <= MAX_START_SHIFT, "start_shift", apart, self.start_shift)

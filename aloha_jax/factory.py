@@ -5,7 +5,7 @@ import typing
 
 import jax
 
-from aloha_jax.config import MAX_CAMERA_SHIFT, MAX_LAG, MAX_START_SHIFT, Config
+from aloha_jax.config import MAX_CAMERA_SHIFT, MAX_DYNAMICS_FACTOR, MAX_LAG, MAX_START_SHIFT, Config
 from aloha_jax.engines import make_engine
 from aloha_jax.env import EPISODE_LENGTH, Env
 from aloha_jax.pixels import Renderer, make_renderer
@@ -42,6 +42,8 @@ def make(
     start_range: StartRange | None = None,
     camera_shift: float = 0.0,
     delay_share: float = 0.0,
+    friction_factor: float = 1.0,
+    mass_factor: float = 1.0,
 ) -> Env:
     """Build a batched environment.
 
@@ -73,10 +75,12 @@ def make(
         start_range: by how much the task's starts exceed gym_aloha's.
         camera_shift: metres, along x and y, by which the camera may be off its place, each episode anew.
         delay_share: share of the episodes in which actions take effect one control step late.
+        friction_factor: with the engine `c`, worlds differ in friction, by factors in 1/f..f.
+        mass_factor: with the engine `c`, worlds differ in mass and inertia of peg and socket, by factors in 1/f..f.
 
     Raises:
         ValueError: an argument is not one of its choices, or lies outside its range.
-        ConfigError: `impl` and `physics` do not go together.
+        ConfigError: `impl` and `physics` do not go together, or `mjx` is asked for worlds that differ.
         RendererUnavailable: this machine has no such renderer.
     """
     named = {"task": task, "engine": engine, "impl": impl, "physics": physics, "obs": obs, "action": action, "reward": reward}
@@ -94,6 +98,8 @@ def make(
         ("image_width", image_width, 1, FRAME_SHAPE[1]),
         ("start_share", start_share, 0, 1),
         ("delay_share", delay_share, 0, 1),
+        ("friction_factor", friction_factor, 1, MAX_DYNAMICS_FACTOR),
+        ("mass_factor", mass_factor, 1, MAX_DYNAMICS_FACTOR),
         ("camera_shift", camera_shift, 0, MAX_CAMERA_SHIFT),  # metres
         ("start_range.yaw", start_range.yaw, 0, math.pi),
         ("start_range.shift", start_range.shift, 0, MAX_START_SHIFT),  # metres
@@ -109,7 +115,14 @@ def make(
         on_gpu = engine == "mjx" and jax.default_backend() == "gpu"
         renderer = make_renderer(renderer, task, image_height, image_width, crop, quality=render_quality, on_gpu=on_gpu)
     return Env(
-        make_engine("c" if engine == "auto" else engine, task, physics, impl),
+        make_engine(
+            "c" if engine == "auto" else engine,
+            task,
+            physics,
+            impl,
+            friction_factor=friction_factor,
+            mass_factor=mass_factor,
+        ),
         task,
         num_envs,
         None if isinstance(renderer, str) or obs == "state" else renderer,
@@ -159,4 +172,6 @@ def make_from_config(
         start_range=StartRange.of(config) if autoreset else None,
         camera_shift=config.camera_shift if autoreset else 0.0,
         delay_share=config.delay_share if autoreset else 0.0,
+        friction_factor=config.friction_factor if autoreset else 1.0,
+        mass_factor=config.mass_factor if autoreset else 1.0,
     )

@@ -28,6 +28,7 @@ SOCKET_QVEL = slice(22, 28)
 HALF_LENGTH = 0.06
 HALF_WIDTH = (0.022, 0.010)
 
+OBJECTS = ("peg", "socket")  # their bodies
 CAMERA = "top"
 FRAME_SHAPE = (480, 640)  # height, width of gym_aloha's camera frames
 WHOLE_FRAME = (0, 0, *FRAME_SHAPE)
@@ -198,6 +199,16 @@ def _make_pad(geom: mujoco.MjsGeom, outward: int) -> None:
     geom.size = ((high - low) / 2, PAD_THICKNESS / 2, PAD_HALF_WIDTH)
     geom.pos = ((high + low) / 2, outward * (PAD_THICKNESS / 2 - inner), 0.0)
     geom.quat, geom.alt.type = (1.0, 0.0, 0.0, 0.0), mujoco.mjtOrientation.mjORIENTATION_QUAT
+
+
+def scale_dynamics(model: mujoco.MjModel, friction: float, mass: float) -> None:
+    """Multiply, in place, all friction coefficients by one factor, mass and inertia of peg and socket by another."""
+    model.geom_friction[:] *= friction
+    for name in OBJECTS:
+        body = model.body(name)
+        body.mass[:] *= mass
+        body.inertia[:] *= mass
+    mujoco.mj_setConst(model, mujoco.MjData(model))  # what the compiler derives from masses
 
 
 PHYSICS = ("exact", "fast", "reduced")

@@ -59,6 +59,10 @@ class Settings:
     """Metres, along x and y, by which the camera may be off its place, each training episode anew; in gym_aloha it never is."""
     delay_share: float = 0.0
     """Share of the training episodes in which actions take effect one control step late; in gym_aloha they never do."""
+    friction_factor: float = 1.0
+    """In training worlds differ in friction, by factors in 1/f..f, for f = 2 from half to twice gym_aloha's. Needs C MuJoCo."""
+    mass_factor: float = 1.0
+    """In training they differ in mass and inertia of peg and socket, likewise."""
     action: Literal["delta", "absolute"] = "delta"
     """Changes of the joint targets, or gym_aloha's absolute joint targets."""
     action_clip: float | None = 3.0

@@ -1,5 +1,7 @@
 """The C engine is `mj_step`, batched: pure, the same bits for a world whatever its neighbours, and honest about explosions."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import mujoco
@@ -11,6 +13,7 @@ from gym_aloha.tasks import sim
 from gym_aloha.utils import sample_insertion_pose
 
 from aloha_jax import expert, scene
+from aloha_jax.config import ConfigError
 from aloha_jax.engines import Physics, make_engine
 from aloha_jax.engines.c import CEngine, action_to_ctrl
 
@@ -219,6 +222,34 @@ def test_any_number_of_worlds_is_one_call_of_rollout(num_worlds: int, monkeypatc
     last = num_worlds - 1
     assert_same(engine.step(pick(physics, [last]), action[last:]), pick(stepped, [last]))
     assert stepped.qpos.shape == (num_worlds, 30)
+
+
+def test_worlds_may_differ_in_friction_and_mass() -> None:
+    """World i moves under the i-th variant of the model, and after the last under the first, which is the model itself."""
+    shared = scene.make_scene(physics="fast")
+    engine = CEngine(shared, friction_factor=2.0, mass_factor=3.0)
+    objects = [shared.model.body(name).id for name in scene.OBJECTS]
+    friction = np.array([model.geom_friction[0, 0] / shared.model.geom_friction[0, 0] for model in engine._models])
+    mass = np.array([model.body_mass[objects] / shared.model.body_mass[objects] for model in engine._models])
+    for factors, limit in ((friction, 2.0), (mass[:, 0], 3.0)):
+        where = np.log(factors) / np.log(limit)  # in -1..1
+        assert where[0] == 0
+        np.testing.assert_allclose(np.sort(where), np.linspace(-1, 1, len(where)), atol=1e-6)
+    assert abs(np.corrcoef(np.log(friction), np.log(mass[:, 0]))[0, 1]) < 0.2
+    np.testing.assert_allclose(mass[:, 1], mass[:, 0])
+
+    count = len(engine._models) + 1
+    qpos, actions = np.repeat(starts(1), count, axis=0), np.repeat(wild_actions(15, 1), count, axis=1)
+    together = run(engine, at_rest(engine, qpos), actions)
+    for world, model in ((0, shared.model), (3, engine._models[3]), (count - 1, shared.model)):
+        alone = CEngine(dataclasses.replace(shared, model=model))
+        assert_same(pick(together, [world]), run(alone, at_rest(alone, qpos[:1]), actions[:, :1]))
+    assert len(np.unique(together.qpos, axis=0)) == count - 1
+
+
+def test_mjx_says_that_its_worlds_are_alike() -> None:
+    with pytest.raises(ConfigError, match="--friction-factor and --mass-factor need --engine c"):
+        make_engine("mjx", friction_factor=2.0)
 
 
 # --- Resets ----------------------------------------------------------------------------------------------------------------

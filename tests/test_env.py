@@ -332,6 +332,19 @@ def test_training_may_have_late_episodes_and_evaluation_never_has() -> None:
     assert make_from_config(config, autoreset=False).reset(jax.random.key(0)).domain.late is None
 
 
+def test_worlds_differ_in_training_and_never_in_evaluation() -> None:
+    config = Config(obs="state", n_envs=2, friction_factor=2.0, mass_factor=2.0)
+    starts, heights = np.repeat(STARTS[:1], 2, axis=0), []
+    for autoreset in (True, False):
+        env = make_from_config(config, autoreset=autoreset)
+        state, step = env.reset_from(starts), jax.jit(env.step)
+        for _ in range(10):  # both objects fall 4 cm and lie
+            state = step(state, jnp.zeros((2, 14)))
+        heights.append(np.asarray(state.qpos[:, scene.SOCKET_QPOS][:, 2]))
+    assert heights[0][0] != heights[0][1]
+    assert heights[1][0] == heights[1][1] == heights[0][0]
+
+
 def test_autoreset() -> None:
     """Three worlds whose clocks are staggered, against the same worlds without autoreset."""
     shared, plain = compiled("absolute", "sparse"), compiled("absolute", "sparse", autoreset=False)
@@ -662,6 +675,8 @@ def test_pictures_are_of_the_worlds_they_belong_to(obs: str) -> None:
         ({"episode_length": 0}, "episode_length"),
         ({"camera_shift": float("nan")}, "camera_shift lies in 0"),
         ({"delay_share": 1.1}, "delay_share lies in 0..1, not 1.1"),
+        ({"friction_factor": 0.5}, "friction_factor lies in 1..4, not 0.5"),
+        ({"mass_factor": 5.0}, "mass_factor lies in 1..4, not 5.0"),
         ({"start_share": 7.0}, "start_share lies in 0..1, not 7"),
         ({"obs": "pixels", "history": (4, 0)}, "history lies in 1..300, not 0"),
         ({"obs": "state", "history": (4,)}, "history needs pixels"),

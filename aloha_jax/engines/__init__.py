@@ -49,7 +49,15 @@ class Engine(Protocol):
         ...
 
 
-def make_engine(name: str, task: str = "insertion", physics: str = "fast", impl: str = "auto") -> Engine:
+def make_engine(
+    name: str,
+    task: str = "insertion",
+    physics: str = "fast",
+    impl: str = "auto",
+    *,
+    friction_factor: float = 1.0,
+    mass_factor: float = 1.0,
+) -> Engine:
     """The engine called `name` on the scene of `task`.
 
     Args:
@@ -57,18 +65,22 @@ def make_engine(name: str, task: str = "insertion", physics: str = "fast", impl:
         task: a key of `scene.TASK_SCENES`.
         physics: `fast` or `exact`, as in `scene.make_scene`; the `jax` implementation has only its own, `reduced`.
         impl: of `mjx`: `warp`, `jax`, or `auto` for the better one on this device.
+        friction_factor: with `c`, worlds differ in friction, by factors in 1/f..f.
+        mass_factor: with `c`, worlds differ in mass and inertia of peg and socket, by factors in 1/f..f.
 
     Raises:
-        ConfigError: the `jax` implementation is asked for exact physics.
+        ConfigError: the `jax` implementation is asked for exact physics, or `mjx` for worlds that differ.
     """
     from aloha_jax.scene import make_scene
 
     if name == "c":
         from aloha_jax.engines.c import CEngine
 
-        return CEngine(make_scene(task, physics))
+        return CEngine(make_scene(task, physics), friction_factor=friction_factor, mass_factor=mass_factor)
     if name != "mjx":
         raise ValueError(f"engine is 'c' or 'mjx', not {name!r}")
+    if not friction_factor == mass_factor == 1.0:
+        raise ConfigError("--friction-factor and --mass-factor need --engine c: MJX's worlds share one model")
     from aloha_jax.engines.mjx import MjxEngine, default_impl
 
     impl = default_impl() if impl == "auto" else impl

@@ -4,7 +4,9 @@ A world's state is MuJoCo's own float64 state (time, qpos, qvel) and the solver'
 `uint32[N, 2 * size]`, because JAX holds no float64 by default and rounding the state would make every trajectory another one.
 """
 
+import copy
 import functools
+import itertools
 import threading
 from collections.abc import Callable
 from typing import Any, cast
@@ -18,8 +20,11 @@ from gym_aloha.constants import START_ARM_POSE, unnormalize_puppet_gripper_posit
 from numpy.typing import ArrayLike
 
 from aloha_jax.engines import Physics
-from aloha_jax.scene import Scene
+from aloha_jax.scene import Scene, scale_dynamics
 from aloha_jax.startup import usable_cores
+
+VARIANTS = 21  # of the model, if worlds differ: a Fibonacci number; each is as large as the model, 6 MB
+LATTICE_STEPS = (4, 10)  # 4 times (1, 13), 13 being the Fibonacci number before: neither neighbours in the order are alike
 
 FULL_PHYSICS = mujoco.mjtState.mjSTATE_FULLPHYSICS.value
 
@@ -38,12 +43,30 @@ def action_to_ctrl(action: Any) -> Any:
     return action.__array_namespace__().concat(columns, axis=1)
 
 
-class CEngine:
-    """The Engine interface over `mujoco.rollout`."""
+def variants(model: mujoco.MjModel, friction_factor: float, mass_factor: float) -> list[mujoco.MjModel]:
+    """Models whose friction and mass are those of `model` times factors in 1/f..f, evenly on a logarithmic scale.
 
-    def __init__(self, scene: Scene, num_threads: int | None = None):
+    The pairs of factors form a Fibonacci lattice (Niederreiter 1992, section 5.3), the first is (1, 1).
+    """
+    if friction_factor == mass_factor == 1.0:
+        return [model]
+    models = []
+    for i in range(VARIANTS):
+        places = ((VARIANTS // 2 + i * step) % VARIANTS for step in LATTICE_STEPS)
+        exponents = (2 * place / (VARIANTS - 1) - 1 for place in places)
+        friction, mass = (f**exponent for f, exponent in zip((friction_factor, mass_factor), exponents, strict=True))
+        models.append(copy.copy(model))
+        scale_dynamics(models[-1], friction, mass)
+    return models
+
+
+class CEngine:
+    """The Engine interface over `mujoco.rollout`; world i has the i-th of the model's variants, and so on from the first."""
+
+    def __init__(self, scene: Scene, num_threads: int | None = None, friction_factor: float = 1.0, mass_factor: float = 1.0):
         self.scene = scene
         model = scene.model
+        self._models = variants(model, friction_factor, mass_factor)
         self._num_threads = num_threads or usable_cores()
         self._pool = mujoco.rollout.Rollout(nthread=self._num_threads)
         self._data = [mujoco.MjData(model) for _ in range(self._num_threads)]
@@ -90,7 +113,7 @@ class CEngine:
         # One more step only for its sensors, which `mj_step` evaluates before it integrates.
         num_steps = substeps + 1 if self.scene.fresh_sensors else substeps
         ctrl = action_to_ctrl(np.asarray(action)).astype(np.float64)
-        states, sensors = self._rollout(state, warmstart, ctrl, num_steps)
+        states, sensors = self._rollout(self._models_of(len(state)), state, warmstart, ctrl, num_steps)
         timestep = self.scene.model.opt.timestep
         # MuJoCo puts a world whose numbers explode into its default pose, sets its clock back, and `rollout` leaves it there.
         intact = np.abs(states[:, -1, 0] - state[:, 0] - num_steps * timestep) < 0.5 * timestep
@@ -111,21 +134,23 @@ class CEngine:
             target[mask] = source
         return Physics(*merged)
 
+    def _models_of(self, num_worlds: int) -> Any:
+        return list(itertools.islice(itertools.cycle(self._models), num_worlds)) if len(self._models) > 1 else self.scene.model
+
     def _sense(self, state: np.ndarray, warmstart: np.ndarray) -> np.ndarray:
+        """Sensors of worlds at rest or not; they read positions and which geoms touch, whatever the friction and the masses."""
         ctrl = np.broadcast_to(self._start_ctrl, (len(state), len(self._start_ctrl)))
-        return self._rollout(state, warmstart, ctrl, num_steps=1)[1][:, -1]
+        return self._rollout(self.scene.model, state, warmstart, ctrl, num_steps=1)[1][:, -1]
 
     def _rollout(
-        self, state: np.ndarray, warmstart: np.ndarray, ctrl: np.ndarray, num_steps: int
+        self, models: Any, state: np.ndarray, warmstart: np.ndarray, ctrl: np.ndarray, num_steps: int
     ) -> tuple[np.ndarray, np.ndarray]:
         """States float64[N, steps, size] and sensors float64[N, steps, nsensordata] under constant controls."""
         if len(state) == 0:
             sensors = np.zeros((0, num_steps, self.scene.model.nsensordata))
             return np.zeros((0, num_steps, self._state_size)), sensors
         with self._lock:
-            return self._pool.rollout(
-                self.scene.model, self._data, state, ctrl[:, None], nstep=num_steps, initial_warmstart=warmstart
-            )
+            return self._pool.rollout(models, self._data, state, ctrl[:, None], nstep=num_steps, initial_warmstart=warmstart)
 
     def _pack(self, state: np.ndarray, warmstart: np.ndarray, sensordata: np.ndarray) -> Physics:
         bits = np.concatenate([state, warmstart], axis=1).view(np.uint32)
