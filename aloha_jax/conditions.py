@@ -1,12 +1,15 @@
 """gym_aloha, changed: other start poses, friction, masses, delays, cameras and light, to see what a policy can bear."""
 
+import copy
 import dataclasses
 from typing import Any
 
 import mujoco
 import numpy as np
 
-from aloha_jax.scene import CAMERA, PEG_QPOS, SOCKET_QPOS, scale_dynamics
+from aloha_jax.engines import Engine
+from aloha_jax.engines.c import CEngine
+from aloha_jax.scene import CAMERA, PEG_QPOS, SOCKET_QPOS, make_scene, scale_dynamics
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +45,18 @@ class Condition:
             mujoco.mju_mat2Quat(model.cam_quat[camera], model.cam_mat0[camera])
             model.cam_pos[camera][:2] += self.camera_shift
         scale_dynamics(model.ptr, self.friction, self.mass)
+
+    @property
+    def is_physical(self) -> bool:
+        """Whether nothing else differs than starts, friction and mass, which our engines can change, too."""
+        return dataclasses.replace(self, yaw=0.0, shift=0.0, friction=1.0, mass=1.0) == NOMINAL
+
+    def engine(self, task: str, physics: str) -> Engine:
+        """C MuJoCo with this friction and these masses in all worlds."""
+        scene = make_scene(task, physics)
+        model = copy.copy(scene.model)
+        scale_dynamics(model, self.friction, self.mass)
+        return CEngine(dataclasses.replace(scene, model=model))
 
     def start(self, qpos: np.ndarray, seed: int) -> np.ndarray:
         """Joint positions float[30] to start from, given gym_aloha's."""

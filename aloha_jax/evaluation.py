@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from aloha_jax import quality
+from aloha_jax.conditions import NOMINAL, Condition
 from aloha_jax.config import Config
 from aloha_jax.env import EPISODE_LENGTH, Env, EnvState
 from aloha_jax.factory import make_from_config
@@ -131,8 +132,9 @@ class EngineEvaluator:
 
     LONGEST_CHUNK = 8  # steps between two looks at whether to go on; in a few of them a process must be able to end
 
-    def __init__(self, config: Config, seeds: list[int], env: Env | None = None):
+    def __init__(self, config: Config, seeds: list[int], env: Env | None = None, condition: Condition = NOMINAL):
         self.env = env or make_from_config(config, len(seeds), autoreset=False)
+        self._condition = condition
         self.start_from(seeds)
         self._chunk = max(n for n in range(1, self.LONGEST_CHUNK + 1) if self.env.episode_length % n == 0)
         self._reset = jax.jit(self.env.reset_from)
@@ -141,7 +143,8 @@ class EngineEvaluator:
     def start_from(self, seeds: list[int]) -> None:
         """As many other seeds, from now on."""
         self._seeds = seeds
-        self._starts = np.stack([self.env.task.start_from_seed(seed) for seed in seeds]).astype(np.float32)
+        starts = [self._condition.start(self.env.task.start_from_seed(seed), seed) for seed in seeds]
+        self._starts = np.stack(starts).astype(np.float32)
 
     def __call__(
         self, policy: Policy, stochastic: bool = False, interrupted: Callable[[], bool] = lambda: False
@@ -224,7 +227,7 @@ def evaluate(
     if simulator == "gym_aloha":
         episodes = gym_aloha_episodes(policy, seeds, stochastic, int(video is not None), num_workers=num_workers)
     else:
-        episodes = _engine_episodes(policy, simulator, seeds, stochastic)
+        episodes = engine_episodes(policy, simulator, seeds, stochastic)
     trajectories = []
     for trajectory in episodes:
         on_episode(trajectory)
@@ -234,11 +237,23 @@ def evaluate(
     return summarize(trajectories, simulator)
 
 
-def _engine_episodes(policy: Policy, simulator: str, seeds: list[int], stochastic: bool) -> Iterator[Trajectory]:
-    """Episodes in one of our engines, in the order of the seeds, some at a time."""
+def engine_episodes(
+    policy: Policy, simulator: str, seeds: list[int], stochastic: bool = False, condition: Condition = NOMINAL
+) -> Iterator[Trajectory]:
+    """Episodes in one of our engines under the policy's own physics, in the order of the seeds, some at a time.
+
+    Args:
+        policy: who acts.
+        simulator: `c` or `mjx`.
+        seeds: an episode's start is that of gym_aloha.
+        stochastic: sample actions instead of taking their mean.
+        condition: how the worlds differ, with `c`; one that `is_physical`.
+    """
     config = dataclasses.replace(policy.config, engine=cast(Any, simulator), reward="sparse", episode_length=EPISODE_LENGTH)
     size = min(len(seeds), AT_ONCE)
-    evaluator = EngineEvaluator(config, seeds[:size])
+    engine = None if condition == NOMINAL else condition.engine(config.task, config.physics)
+    env = make_from_config(config, size, autoreset=False, engine=engine)
+    evaluator = EngineEvaluator(config, seeds[:size], env, condition)
     with contextlib.closing(evaluator.env):
         for start in range(0, len(seeds), size):
             chunk = seeds[start : start + size]

@@ -6,7 +6,7 @@ import typing
 import jax
 
 from aloha_jax.config import MAX_CAMERA_SHIFT, MAX_DYNAMICS_FACTOR, MAX_LAG, MAX_START_SHIFT, Config
-from aloha_jax.engines import make_engine
+from aloha_jax.engines import Engine, make_engine
 from aloha_jax.env import EPISODE_LENGTH, Env
 from aloha_jax.pixels import Renderer, make_renderer
 from aloha_jax.scene import FRAME_SHAPE
@@ -20,7 +20,7 @@ def make(
     task: str = "insertion",
     num_envs: int = 1,
     *,
-    engine: str = "c",
+    engine: str | Engine = "c",
     impl: str = "auto",
     physics: str = "fast",
     obs: str = "state",
@@ -50,7 +50,8 @@ def make(
     Args:
         task: `insertion`.
         num_envs: number of worlds, N.
-        engine: `c` (C MuJoCo on a thread pool), `mjx` (on JAX's device), or `auto`: `c`, on every machine.
+        engine: `c` (C MuJoCo on a thread pool), `mjx` (on JAX's device), or `auto`: `c`, on every machine. Or one that
+            is there already, with its own physics.
         impl: implementation of the `mjx` engine, `auto`, `warp` or `jax`; unused by `c`.
         physics: `exact` (gym_aloha's 10 x 0.002 s) or `fast` (4 x 0.005 s, capped solver; mjx's `jax` has its own).
         obs: `pixels`, `pixels_agent_pos` or `state`.
@@ -83,9 +84,9 @@ def make(
         ConfigError: `impl` and `physics` do not go together, or `mjx` is asked for worlds that differ.
         RendererUnavailable: this machine has no such renderer.
     """
-    named = {"task": task, "engine": engine, "impl": impl, "physics": physics, "obs": obs, "action": action, "reward": reward}
+    named = {"task": task, "impl": impl, "physics": physics, "obs": obs, "action": action, "reward": reward}
     named |= {"render_quality": render_quality, "start_states": start_states}
-    named |= {"renderer": renderer} if isinstance(renderer, str) else {}
+    named |= {name: part for name, part in (("engine", engine), ("renderer", renderer)) if isinstance(part, str)}
     hints = typing.get_type_hints(Config)
     for name, choice in named.items():
         if choice not in (allowed := typing.get_args(hints[name])):
@@ -114,15 +115,11 @@ def make(
     if obs != "state" and isinstance(renderer, str):
         on_gpu = engine == "mjx" and jax.default_backend() == "gpu"
         renderer = make_renderer(renderer, task, image_height, image_width, crop, quality=render_quality, on_gpu=on_gpu)
+    if isinstance(engine, str):
+        factors = {"friction_factor": friction_factor, "mass_factor": mass_factor}
+        engine = make_engine("c" if engine == "auto" else engine, task, physics, impl, **factors)
     return Env(
-        make_engine(
-            "c" if engine == "auto" else engine,
-            task,
-            physics,
-            impl,
-            friction_factor=friction_factor,
-            mass_factor=mass_factor,
-        ),
+        engine,
         task,
         num_envs,
         None if isinstance(renderer, str) or obs == "state" else renderer,
@@ -144,13 +141,18 @@ def make(
 
 
 def make_from_config(
-    config: Config, num_envs: int | None = None, *, autoreset: bool = True, renderer: Renderer | None = None
+    config: Config,
+    num_envs: int | None = None,
+    *,
+    autoreset: bool = True,
+    engine: Engine | None = None,
+    renderer: Renderer | None = None,
 ) -> Env:
-    """The environment that a run's configuration describes; `renderer` is another one's, to be shared."""
+    """The environment that a run's configuration describes, by another `engine` or `renderer` if they are given."""
     return make(
         config.task,
         num_envs or config.n_envs,
-        engine=config.engine,
+        engine=engine or config.engine,
         impl=config.impl,
         physics=config.physics,
         obs=config.obs,

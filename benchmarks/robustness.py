@@ -1,6 +1,7 @@
 """What a policy can bear: its success in gym_aloha under other start poses, friction, masses, delay, cameras and light.
 
 uv run -m benchmarks.robustness --model-path pretrained/insertion-state --n-episodes 100
+uv run -m benchmarks.robustness --model-path runs/insertion --only friction mass --n-episodes 64 --sim c    # sooner
 uv run -m benchmarks.robustness --model-path pretrained/insertion-state-robust --only yaw --n-episodes 1 --videos turned
 """
 
@@ -8,8 +9,9 @@ import dataclasses
 import itertools
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import tyro
@@ -17,6 +19,7 @@ import tyro
 from aloha_jax import checkpoints, cli, evaluation, judge
 from aloha_jax.conditions import NOMINAL, Condition
 from aloha_jax.config import ConfigError
+from aloha_jax.policy import Policy
 
 CONDITIONS = {
     "as it is": NOMINAL,
@@ -50,6 +53,8 @@ class Flags:
     """Only conditions in whose name one of these occurs, such as `camera`; by default all that the policy can notice."""
     n_episodes: int = 50
     """Episodes per condition."""
+    sim: Literal["gym_aloha", "c"] = "gym_aloha"
+    """The judge, or C MuJoCo with its physics and the policy's own pictures: sooner, but only for starts, friction and mass."""
     num_workers: int = 1
     """Processes that run them side by side."""
     seed: int = 4_000_000
@@ -66,7 +71,10 @@ def conditions(flags: Flags, has_pixels: bool) -> dict[str, Condition]:
     Raises:
         ConfigError: --only names none of them.
     """
-    return named(CONDITIONS | (VISUAL_CONDITIONS if has_pixels else {}), flags.only)
+    known = CONDITIONS | (VISUAL_CONDITIONS if has_pixels else {})
+    if flags.sim != "gym_aloha":
+        known = {name: condition for name, condition in known.items() if condition.is_physical}
+    return named(known, flags.only)
 
 
 def named(known: dict[str, Any], only: tuple[str, ...]) -> dict[str, Any]:
@@ -81,27 +89,38 @@ def named(known: dict[str, Any], only: tuple[str, ...]) -> dict[str, Any]:
     return {name: known[name] for name in known if not only or any(part in name for part in only)}
 
 
+def episodes_of(flags: Flags, policy: Policy, tried: list[Condition]) -> Iterator[judge.Trajectory]:
+    """Those of the first condition, then those of the second, and so on."""
+    seeds, filmed = list(range(flags.seed, flags.seed + flags.n_episodes)), int(flags.videos is not None)
+    if flags.sim == "gym_aloha":
+        judge.require_judge()
+        return judge.gym_aloha_episodes(policy, seeds, keep_frames=filmed, conditions=tried, num_workers=flags.num_workers)
+    there = Policy(
+        dataclasses.replace(policy.config, engine=flags.sim, impl="auto", physics="exact"), policy.params, policy.stats
+    )
+    return itertools.chain.from_iterable(
+        evaluation.engine_episodes(there, flags.sim, seeds, condition=condition) for condition in tried
+    )
+
+
 def main(flags: Flags) -> None:
     """Print a row per condition."""
     policy = checkpoints.load_policy(flags.model_path)
     tried = conditions(flags, policy.config.has_pixels)
     cli.require_episodes(flags.n_episodes, flags.seed, flags.num_workers)
+    if flags.num_workers > 1 and flags.sim != "gym_aloha":
+        raise ConfigError(f"--num-workers is for --sim gym_aloha; {flags.sim} runs its episodes as one batch")
     for path in (flags.videos, flags.json and flags.json.parent):  # before the first episode, not after the last
         if path is not None:
             path.mkdir(parents=True, exist_ok=True)
     if flags.json is not None:
         cli.require_writable("--json", flags.json)
-    judge.require_judge()
-    seeds, filmed = range(flags.seed, flags.seed + flags.n_episodes), int(flags.videos is not None)
-    judged = judge.gym_aloha_episodes(
-        policy, seeds, keep_frames=filmed, conditions=list(tried.values()), num_workers=flags.num_workers
-    )
-    found = {}
+    found, judged = {}, episodes_of(flags, policy, list(tried.values()))
     for name in tried:
         episodes = list(itertools.islice(judged, flags.n_episodes))
         if flags.videos is not None:
             evaluation.film(episodes[0], policy.config, flags.videos / f"{re.sub('[^a-z0-9.]+', '-', name)}.mp4")
-        report = evaluation.summarize(episodes, "gym_aloha")
+        report = evaluation.summarize(episodes, flags.sim)
         low, high = report.success_interval
         found[name] = {"success_rate": report.success_rate, "success_interval": [low, high], "clean_rate": report.clean_rate}
         print(f"| {name} | {report.success_rate:.0%} | {low:.0%}..{high:.0%} | {report.clean_rate:.0%} |", flush=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from gym_aloha.constants import START_ARM_POSE
 
-from aloha_jax import checkpoints, judge
+from aloha_jax import checkpoints, evaluation, judge
 from aloha_jax.conditions import NOMINAL, Condition
 from aloha_jax.config import ConfigError
 from aloha_jax.factory import make_from_config
@@ -98,6 +98,19 @@ def test_late_actions_are_late_as_in_training() -> None:
     assert np.abs(judged.qpos[29] - judged.qpos[0]).max() > 0.1
 
 
+def test_our_engine_bears_the_same_conditions() -> None:
+    """Turned objects on a table of ice: what is held slips, in C MuJoCo as in gym_aloha."""
+    policy = checkpoints.load_policy(str(ROBUST))
+    policy = Policy(dataclasses.replace(policy.config, physics="exact"), policy.params, policy.stats)
+    conditions = [Condition(yaw=0.5), Condition(yaw=0.5, friction=0.1)]
+    ours = [next(evaluation.engine_episodes(policy, "c", [5], condition=condition)) for condition in conditions]
+    theirs = list(judge.gym_aloha_episodes(policy, [5], conditions=conditions))
+    for one, same in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(one.qpos[:30], same.qpos[:30], atol=1e-3)  # until it touches: then small differences grow
+        assert one.levels.max() == same.levels.max()
+    assert [trajectory.levels.max() == 4 for trajectory in ours] == [True, False]
+
+
 def test_a_film_shows_the_condition() -> None:
     """The last frame of a policy that sees only the state: dark under little light, and from where the camera was put."""
     policy = checkpoints.load_policy(str(ROBUST))  # inserts within 50 steps, which are as many frames
@@ -131,6 +144,10 @@ def test_robustness_tries_what_it_is_asked_to() -> None:
     assert len(names(True)) == len(names(False)) + 6  # who sees no picture does not notice its changes
     assert names(True, "brightness", "as it is") == ["as it is", "brightness x 0.8", "brightness x 1.2"]
     assert all("friction" in name for name in names(False, "friction"))
+    ours = robustness.conditions(robustness.Flags(model_path="m", sim="c"), has_pixels=True)
+    assert {name.split()[0] for name in ours} == {"as", "start:", "friction", "mass"}
+    with pytest.raises(ConfigError, match="--num-workers is for --sim gym_aloha; c runs its episodes as one batch"):
+        robustness.main(robustness.Flags(model_path=str(ROBUST), sim="c", num_workers=2))
     with pytest.raises(ConfigError, match="--only camera: occurs in none of as it is; "):
         names(False, "camera")
     with pytest.raises(ConfigError, match=r"--n-episodes must lie in 1\.\.100000, got 0"):

@@ -46,7 +46,7 @@ def action_to_ctrl(action: Any) -> Any:
 def variants(model: mujoco.MjModel, friction_factor: float, mass_factor: float) -> list[mujoco.MjModel]:
     """Models whose friction and mass are those of `model` times factors in 1/f..f, evenly on a logarithmic scale.
 
-    The pairs of factors form a Fibonacci lattice (Niederreiter 1992, section 5.3), the first is (1, 1).
+    The pairs of factors are a Fibonacci lattice (Niederreiter 1992, chapter 5), the first of them (1, 1).
     """
     if friction_factor == mass_factor == 1.0:
         return [model]
