@@ -44,7 +44,7 @@ def raise_when_interrupted() -> None:
 def remember_compilations() -> None:
     """Keep what XLA compiles in the user's cache folder, unless the user chose another; Warp does so on its own.
 
-    XLA does not keep programs with host callbacks, and so none that hold the C engine or OpenGL.
+    Programs with host callbacks, which are those that hold the C engine or OpenGL, JAX keeps from 0.11 (Python 3.12) on.
     """
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_user_cache() / "aloha_jax" / "xla"))  # JAX reads it when imported
 
@@ -65,6 +65,6 @@ def require_opengl() -> None:
     except Exception as error:  # whatever PyOpenGL and MuJoCo make of a library that is missing or misnamed
         choice = os.environ.get("MUJOCO_GL", "")
         reason = " ".join(str(error).split())
-        remedy = "unset it, or set it to egl (libegl1) or osmesa (libosmesa6)"
+        remedy = "unset it, or set it to egl (libegl1 libgl1) or osmesa (libosmesa6)"
         print(f"error: MUJOCO_GL={choice} does not work here ({reason}): {remedy}", file=sys.stderr)
         raise SystemExit(2) from None

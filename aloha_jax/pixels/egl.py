@@ -187,7 +187,7 @@ class _Worker:
             answer = self.connection.recv()
         except (EOFError, OSError) as error:
             raise RendererUnavailable(
-                f"OpenGL does not work here ({self.obituary()}): install EGL (Debian, Ubuntu: libegl1 libgl1-mesa-dri), "
+                f"OpenGL does not work here ({self.obituary()}): install EGL (Debian, Ubuntu: libegl1 libgl1), "
                 "or libosmesa6 and set MUJOCO_GL=osmesa; only --renderer warp with --final-eval-episodes 0 does without"
             ) from error
         if isinstance(answer, Exception):
