@@ -20,7 +20,8 @@ def columns(path: Path) -> dict[str, list[float]]:
 def learning_curve(run_dir: Path) -> Path:
     """Draw `learning_curve.png` from `progress.csv` and `eval/evaluations.csv`; returns its path."""
     progress, evaluations = columns(run_dir / "progress.csv"), columns(run_dir / "eval" / "evaluations.csv")
-    figure = Figure(figsize=(13, 3.8), layout="constrained")  # not pyplot's, which would choose a notebook's backend
+    figure = Figure(figsize=(13, 3.8))  # not pyplot's, which would choose a notebook's backend
+    figure.subplots_adjust(left=0.04, right=0.99, bottom=0.125, top=0.92, wspace=0.11)  # a layout engine draws twice
     axes = figure.subplots(1, 3)
     for axis, title in zip(axes, ("reward per episode", "highest level reached", "share of evaluation episodes"), strict=True):
         axis.set_title(title)

@@ -110,7 +110,10 @@ class Insertion:
 
     def touches(self, physics: Physics) -> dict[str, jax.Array]:
         """Touch predicates by name (`scene.INSERTION_TOUCHES`), each bool[N]."""
-        return {name: (physics.sensordata[:, idx] > 0).any(axis=1) for name, idx in self.scene.touches.items()}
+        positive = physics.sensordata > 0
+        read = np.stack([np.isin(np.arange(positive.shape[1]), idx) for idx in self.scene.touches.values()])
+        touched = (positive[:, None] & jnp.array(read)[None]).any(axis=2)
+        return dict(zip(self.scene.touches, jnp.unstack(touched, axis=1), strict=True))
 
     def level(self, physics: Physics) -> jax.Array:
         """gym_aloha's reward, int32[N]: 1 both touched, 2 both lifted, 3 peg touches socket in the air, 4 peg touches pin.
@@ -143,11 +146,13 @@ class Insertion:
             return physics.sensordata[:, self.scene.sensors[name]]
 
         tips = jnp.stack([jnp.stack([sensor(f"{a}/{f}_fingertip/pos") for f in ARMS], axis=1) for a in ARMS], axis=1)
-        gripper = _stack_arms(*(_rotation_matrix(sensor(f"{a}/gripper/quat")) for a in ARMS))
         objects = _stack_arms(physics.qpos[:, SOCKET_QPOS], physics.qpos[:, PEG_QPOS])
+        # All at once: where these functions are traced, every call is some sixty operations.
+        quats = jnp.stack([*(sensor(f"{a}/gripper/quat") for a in ARMS), *jnp.unstack(objects[..., 3:], axis=1)], axis=1)
+        gripper, rotation = jnp.split(_rotation_matrix(quats), 2, axis=1)
         centre = jnp.array(ARMS_CENTRE)
         # The peg's mating end is at -x of its own frame, so its frame is turned as well: R' = T R T with T the half turn.
-        rotation = signs[None, :, :, None] * _rotation_matrix(objects[..., 3:]) * signs[None, :, None, :]
+        rotation = signs[None, :, :, None] * rotation * signs[None, :, None, :]
         return Geometry(
             fingertips=(tips - centre[None, None, None]) * signs[None, :, None, :],
             gripper=signs[None, :, :, None] * gripper,
