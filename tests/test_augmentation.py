@@ -74,11 +74,11 @@ def test_what_is_learnt_from_is_what_was_seen_and_the_worlds_stay_as_they_are(en
     config = Config.from_json(dataclasses.replace(CONFIG, random_shift=3, color_jitter=0.3).to_json())
     run = training.init_run(config, env)
     network = make_network(config)
+    again = jax.tree.map(lambda x: x.copy(), run.env)  # keys are used up
     collected = training.make_collector(config, env, network, run).rollout(run.env, jax.random.key(0))
     own = run.env.obs["pixels"]
     assert (collected.transitions.inputs["pixels"][0] != own).any()
-    again = training.init_run(CONFIG, env)
-    plain = training.make_collector(CONFIG, env, network, again).rollout(again.env, jax.random.key(0))
+    plain = training.make_collector(CONFIG, env, network, run).rollout(again, jax.random.key(0))
     np.testing.assert_array_equal(plain.transitions.inputs["pixels"][0], own)
     inputs = jax.tree.map(lambda x: x[0], collected.transitions.inputs)
     apply: Any = network.apply

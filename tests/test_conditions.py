@@ -89,7 +89,7 @@ def test_late_actions_are_late_as_in_training() -> None:
     """A policy's changes of targets, late in gym_aloha by its condition, and in our worlds by `delay_share`."""
     policy = checkpoints.load_policy(str(ROBUST))
     [judged] = judge.gym_aloha_episodes(policy, [5], conditions=[Condition(delay=1)])
-    config = dataclasses.replace(policy.config, physics="exact", delay_share=1.0, n_envs=1)
+    config = dataclasses.replace(policy.config, physics="exact", start_states="task", delay_share=1.0, n_envs=1)
     env = make_from_config(config)
     state, step = env.reset_from(Insertion.start_from_seed(5)[None]), jax.jit(env.step)
     for wanted in judged.qpos[:30]:  # until it touches: then small differences grow

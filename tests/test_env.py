@@ -329,7 +329,8 @@ def test_training_may_have_late_episodes_and_evaluation_never_has() -> None:
     np.testing.assert_array_equal(first, same)
     assert (first != second).any()
     assert 16 < first.sum() + second.sum() < 48
-    assert make_from_config(config, autoreset=False).reset(jax.random.key(0)).domain.late is None
+    evaluation = jax.eval_shape(make_from_config(config, autoreset=False).reset, jax.random.key(0))
+    assert evaluation.domain.late is None
 
 
 def test_worlds_differ_in_training_and_never_in_evaluation() -> None:
@@ -359,11 +360,15 @@ def test_autoreset() -> None:
     np.testing.assert_array_equal(states.episode.length, [[1, 1, 1], [2, 2, 2], [3, 3, 1], [4, 1, 2]])
     assert len(np.unique(states.key[ends], axis=0)) == 3
     for world, t in enumerate([3, 2, 1]):
-        # Up to its end a world is what it is without autoreset, and its end is in everything called `final`.
-        for name in ("qpos", "obs", "privileged"):
-            assert_same(getattr(states, name)[:t, world], getattr(on, name)[:t, world])
-        for name in ("final_qpos", "final_obs", "final_privileged", "reward", "level"):
+        # Up to its end a world is what it is without autoreset, and its end is in everything called `final`. The physics
+        # are the same to the bit; what two programs compute from them may be rounded differently.
+        assert_same(states.qpos[:t, world], on.qpos[:t, world])
+        for name in ("obs", "privileged"):
+            assert_close(getattr(states, name)[:t, world], getattr(on, name)[:t, world], atol=1e-6)
+        for name in ("final_qpos", "reward", "level"):
             assert_same(getattr(states, name)[: t + 1, world], getattr(on, name)[: t + 1, world])
+        for name in ("final_obs", "final_privileged"):
+            assert_close(getattr(states, name)[: t + 1, world], getattr(on, name)[: t + 1, world], atol=1e-6)
         # The world that follows is a fresh one, as `reset_from` would make it.
         fresh = shared.reset_from(states.qpos[t])
         for name in ("physics", "target", "progress", "obs", "privileged"):
@@ -373,13 +378,14 @@ def test_autoreset() -> None:
         np.testing.assert_array_equal(everything_else, np.delete(STARTS[0], [16, 17, 23, 24]))
         assert (states.privileged[t, world] != states.final_privileged[t, world]).any()
     # Where nothing has ended, `final` is the present.
-    for name in ("obs", "privileged", "qpos"):
-        assert_same(getattr(states, f"final_{name}")[~ends], getattr(states, name)[~ends])
+    assert_same(states.final_qpos[~ends], states.qpos[~ends])
+    for name in ("obs", "privileged"):
+        assert_close(getattr(states, f"final_{name}")[~ends], getattr(states, name)[~ends], atol=1e-6)
     # Without autoreset an ended world goes on.
     assert on.truncated[:, 2].tolist() == [False, True, True, True]
     assert on.clock[:, 2].tolist() == [299, 300, 301, 302]
     assert on.episode.length[:, 2].tolist() == [1, 2, 3, 4]
-    assert_same(on.obs, on.final_obs)
+    assert_close(on.obs, on.final_obs, atol=1e-6)
     assert_same(on.qpos, on.final_qpos)
 
 

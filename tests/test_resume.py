@@ -30,17 +30,6 @@ def signal_once_it_has(path: Path, number: signal.Signals, *args: str) -> tuple[
     return process.returncode, errors
 
 
-def test_a_killed_run_ends_as_if_it_had_not_been(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    status, _ = signal_once_it_has(run / "checkpoints" / "64", signal.SIGKILL, *FLAGS, *STATE, "--log-dir", str(run))
-    assert status == -signal.SIGKILL, "it was done before it could be killed"
-    require_whole(run)
-    assert [path.name for path in complete_checkpoints(run)] == ["64"]
-    assert rows(run / "progress.csv")[0]["env_steps"] == "64"  # no checkpoint without the rows that lead to it
-    train.main(["--resume", str(run)])
-    assert_same_run(run, small_run(tmp_path_factory, STATE).directory)
-
-
 @pytest.mark.slow
 def test_a_run_that_keeps_an_average_goes_on_with_both(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path) -> None:
     directory, flags = tmp_path / "run", (*STATE, "--average-decay", "0.9")
@@ -56,16 +45,23 @@ def test_a_run_that_keeps_an_average_goes_on_with_both(tmp_path_factory: pytest.
 
 
 @pytest.mark.parametrize("seen", [STATE, pytest.param(PIXELS, marks=pytest.mark.slow)], ids=["state", "pixels"])
-def test_sigterm_saves_once_and_the_run_ends_as_if_nothing_had_been(
+def test_a_run_that_was_killed_and_then_stopped_ends_as_if_nothing_had_been(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, seen: tuple[str, ...]
 ) -> None:
-    # Five updates: the signal may be noticed a few late.
-    run, flags = tmp_path / "run", (*seen[:-1], "320", "--average-decay", "0.9")
-    status, errors = signal_once_it_has(run / "checkpoints" / "64", signal.SIGTERM, *FLAGS, *flags, "--log-dir", str(run))
+    # Six updates: a signal may be noticed a few late.
+    run, flags = tmp_path / "run", (*seen[:-1], "384", "--average-decay", "0.9")
+    status, _ = signal_once_it_has(run / "checkpoints" / "64", signal.SIGKILL, *FLAGS, *flags, "--log-dir", str(run))
+    assert status == -signal.SIGKILL, "it was done before it could be killed"
+    require_whole(run)
+    assert [path.name for path in complete_checkpoints(run)] == ["64"]
+    assert rows(run / "progress.csv")[0]["env_steps"] == "64"  # no checkpoint without the rows that lead to it
+
+    status, errors = signal_once_it_has(run / "checkpoints" / "128", signal.SIGTERM, "--resume", str(run))
     assert (status, errors) == (128 + signal.SIGTERM, f"error: stopped; to go on: train.py --resume {run}\n")
     require_whole(run)
-    assert 64 < max(int(path.name) for path in complete_checkpoints(run)) < 320  # it saved where it was told to stop
+    assert 128 < max(int(path.name) for path in complete_checkpoints(run)) < 384  # it saved where it was told to stop
     assert not (run / "final_model").exists()
+
     train.main(["--resume", str(run)])
     assert_same_run(run, small_run(tmp_path_factory, flags).directory)
 

@@ -675,7 +675,7 @@ def test_there_and_back_earns_nothing(task: Insertion, expert_replay: Replay) ->
         level = jnp.minimum(expert_replay.level[step], progress.best_level)
         reward, progress = task.dense(physics, progress, level, failed, action)
         total += reward
-    np.testing.assert_allclose(total, 0.5 * (progress.potential - first.potential), atol=1e-5)
+    np.testing.assert_allclose(total, 0.5 * (progress.potential - first.potential), atol=1e-4)
     assert (jnp.abs(total) < 0.1).all()  # the grasp's average may have settled
 
 

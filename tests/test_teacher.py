@@ -135,35 +135,42 @@ def test_a_saved_teacher_is_the_teacher(teacher: Policy, saved: Path) -> None:
     np.testing.assert_array_equal(loaded.act(obs), teacher.act(obs))
 
 
-def test_a_run_measures_the_grip_as_its_teachers_did_unless_told_otherwise(teacher: Policy, tmp_path: Path) -> None:
-    strict = Policy(dataclasses.replace(teacher.config, grip_tolerance=0.006), teacher.params, teacher.stats)
-    checkpoints.save_model(tmp_path / "teacher", strict)
+@pytest.fixture(scope="module")
+def strict(teacher: Policy) -> Policy:
+    return Policy(dataclasses.replace(teacher.config, grip_tolerance=0.006), teacher.params, teacher.stats)
+
+
+@pytest.fixture(scope="module")
+def taught(strict: Policy, tmp_path_factory: pytest.TempPathFactory) -> Config:
+    """Of a finished run under a teacher that lies beside it."""
+    home = tmp_path_factory.mktemp("taught")
+    checkpoints.save_model(home / "teacher", strict)
     config = dataclasses.replace(
-        STUDENT, teacher=str(tmp_path / "teacher"), log_dir=str(tmp_path / "run"), total_timesteps=128, final_eval_episodes=0
+        STUDENT, teacher=str(home / "teacher"), log_dir=str(home / "run"), total_timesteps=128, final_eval_episodes=0
     )
     run.execute(config)
-    assert Config.load(tmp_path / "run" / "config.json").grip_tolerance == 0.006
-    own = dataclasses.replace(config, grip_tolerance=0.02)
+    return config
+
+
+def test_a_run_measures_the_grip_as_its_teachers_did_unless_told_otherwise(taught: Config) -> None:
+    assert taught.grip_tolerance is None
+    assert Config.load(Path(taught.log_dir) / "config.json").grip_tolerance == 0.006
+    own = dataclasses.replace(taught, grip_tolerance=0.02)
     assert origins.with_teachers_grip(own) == own
     alone = dataclasses.replace(STUDENT, teacher=None, distill_coef=0.0, ppo_coef=1.0)
     assert origins.with_teachers_grip(alone) == alone
 
 
-def test_a_run_is_not_resumed_under_another_teacher(teacher: Policy, tmp_path: Path) -> None:
+def test_a_run_is_not_resumed_under_another_teacher(taught: Config, strict: Policy) -> None:
     """Its path says nothing: a run that is trained further has another best model under the same name."""
-    home = tmp_path / "teacher"
-    checkpoints.save_model(home, teacher)
-    config = dataclasses.replace(
-        STUDENT, teacher=str(home), log_dir=str(tmp_path / "run"), total_timesteps=128, final_eval_episodes=0
-    )
-    run.execute(config)
-    longer = dataclasses.replace(config, total_timesteps=256)
-    checkpoints.save_model(home, Policy(TEACHER, jax.tree.map(lambda x: -x, teacher.params), teacher.stats))
+    directory, home = Path(taught.log_dir), Path(str(taught.teacher))
+    longer = dataclasses.replace(Config.load(directory / "config.json"), total_timesteps=256)
+    checkpoints.save_model(home, Policy(strict.config, jax.tree.map(lambda x: -x, strict.params), strict.stats))
     with pytest.raises(checkpoints.CheckpointError, match=r"--teacher .*teacher is no longer the model"):
         run.execute(longer, resume=True)
-    checkpoints.save_model(home, teacher)
+    checkpoints.save_model(home, strict)
     run.execute(longer, resume=True)
-    assert checkpoints.latest_checkpoint(tmp_path / "run") == tmp_path / "run" / "checkpoints" / "256"
+    assert checkpoints.latest_checkpoint(directory) == directory / "checkpoints" / "256"
 
 
 def test_teachers_that_do_not_fit_are_refused(saved: Path, tmp_path: Path) -> None:
@@ -195,7 +202,7 @@ def test_a_run_from_another_models_parameters_begins_its_average_there_and_compi
 
 
 def test_the_host_is_called_by_the_rollout_alone(teacher: Policy, env: Env) -> None:
-    """So the update can be kept from one start to the next: XLA forgets programs that call the host."""
+    """So the update can be kept from one start to the next: before 0.11 JAX forgets programs that call the host."""
     step = training.make_train_step(STUDENT, env, teacher=teacher)
     state = jax.eval_shape(lambda: training.init_run(STUDENT, env))
     learner = state._replace(env=None)
@@ -312,8 +319,7 @@ def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(saved: 
     assert not (tmp_path / "run").exists()
 
 
-def test_a_teachers_grip_that_the_run_cannot_have_is_refused_before_anything_is_written(teacher: Policy, tmp_path: Path) -> None:
-    strict = Policy(dataclasses.replace(teacher.config, grip_tolerance=0.006), teacher.params, teacher.stats)
+def test_a_teachers_grip_that_the_run_cannot_have_is_refused_before_anything_is_written(strict: Policy, tmp_path: Path) -> None:
     checkpoints.save_model(tmp_path / "teacher", strict)
     config = dataclasses.replace(
         STUDENT, teacher=str(tmp_path / "teacher"), log_dir=str(tmp_path / "run"), grip_height_tolerance=0.01
