@@ -170,9 +170,10 @@ def _yaw(quat: np.ndarray) -> float:
 
 def _gripper_rotation(yaw: float, pitch: float) -> np.ndarray:
     """[3, 3] frame of a gripper: x along the fingers, `pitch` below the horizontal; y, along which they close, horizontal."""
-    forward = np.array([np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), -np.sin(pitch)])
-    sideways = np.array([-np.sin(yaw), np.cos(yaw), 0.0])
-    return np.stack([forward, sideways, np.cross(forward, sideways)], axis=1)
+    forward = [np.cos(yaw) * np.cos(pitch), np.sin(yaw) * np.cos(pitch), -np.sin(pitch)]
+    sideways = [-np.sin(yaw), np.cos(yaw), 0.0]
+    upward = [np.cos(yaw) * np.sin(pitch), np.sin(yaw) * np.sin(pitch), np.cos(pitch)]
+    return np.array([forward, sideways, upward]).T
 
 
 class ArmKinematics:
@@ -211,8 +212,9 @@ class ArmKinematics:
         joints = guess
         for _ in range(self.MAX_ITERATIONS):
             reached_position, reached_rotation = self.forward(joints)
-            # The sum of the frames' axes' cross products is 2 sin(angle) times the axis of the rotation between them.
-            turn = np.cross(reached_rotation, rotation, axisa=0, axisb=0, axisc=0).sum(axis=1) / 2
+            # sin(angle) times the axis of the rotation from one frame to the other, which is that matrix's antisymmetric part.
+            between = rotation @ reached_rotation.T
+            turn = (between - between.T)[[2, 0, 1], [1, 2, 0]] / 2
             error = np.concatenate([position - reached_position, turn])
             if np.abs(error).max() < self.TOLERANCE:
                 return joints

@@ -3,10 +3,6 @@
 import csv
 from pathlib import Path
 
-from matplotlib import colormaps
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter
-
 
 def columns(path: Path) -> dict[str, list[float]]:
     """Columns of a CSV file of numbers; empty fields become NaN."""
@@ -19,6 +15,11 @@ def columns(path: Path) -> dict[str, list[float]]:
 
 def learning_curve(run_dir: Path) -> Path:
     """Draw `learning_curve.png` from `progress.csv` and `eval/evaluations.csv`; returns its path."""
+    # A quarter of a program's start, and who evaluates or asks for help draws nothing.
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import EngFormatter
+
     progress, evaluations = columns(run_dir / "progress.csv"), columns(run_dir / "eval" / "evaluations.csv")
     figure = Figure(figsize=(13, 3.8))  # not pyplot's, which would choose a notebook's backend
     figure.subplots_adjust(left=0.04, right=0.99, bottom=0.125, top=0.92, wspace=0.11)  # a layout engine draws twice
