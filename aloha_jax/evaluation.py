@@ -154,7 +154,9 @@ class EngineEvaluator:
         Raises:
             Abandoned: `interrupted` said so, which is asked every few steps.
         """
-        state, chunks = self._reset(self._starts), []
+        # Committed to the device, as a training's and a checkpoint's parameters are, and so all that follows from them: else the
+        # first chunk would be compiled for itself.
+        state, chunks = jax.device_put(self._reset(self._starts), jax.devices()[0]), []
         ended = np.zeros(len(self._seeds), bool)
         keys = _keys_of_steps(self._seeds, self.env.episode_length) if stochastic else None
         for start in range(0, self.env.episode_length, self._chunk):

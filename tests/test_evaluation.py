@@ -169,12 +169,13 @@ def test_an_evaluation_ends_with_its_last_episode() -> None:
         asked += 1
         return False
 
-    evaluator = evaluation.EngineEvaluator(dataclasses.replace(policy.config, episode_length=300), [3, 4])
+    evaluator: Any = evaluation.EngineEvaluator(dataclasses.replace(policy.config, episode_length=300), [3, 4])
     trajectories, _ = evaluator(policy, interrupted=interrupted)
     assert [trajectory.levels[-1] for trajectory in trajectories] == [4, 4]
     longest = max(len(trajectory.levels) for trajectory in trajectories)
     assert min(len(trajectory.levels) for trajectory in trajectories) < longest < 150
     assert asked == -(-longest // 6)  # six steps at a time: the most up to 8 that divide 300
+    assert evaluator._run._cache_size() == 1  # although the parameters are committed to a device, as they come from a checkpoint
 
 
 @pytest.mark.parametrize(
