@@ -332,6 +332,11 @@ class RunningStats(NamedTuple):
         lead = (1,) * (x.ndim - 1) + (-1,)
         return jnp.clip((x - self.mean.reshape(lead)) / jnp.sqrt(self.variance + 1e-4).reshape(lead), -8.0, 8.0)
 
+    def denormalize(self, x: jax.Array) -> jax.Array:
+        """What was whitened to `x`, float32[..., size], unless it was clipped."""
+        lead = (1,) * (x.ndim - 1) + (-1,)
+        return x * jnp.sqrt(self.variance + 1e-4).reshape(lead) + self.mean.reshape(lead)
+
 
 def as_inputs(obs: jax.Array | dict[str, jax.Array], privileged: jax.Array | None = None) -> dict[str, jax.Array]:
     """An environment's observation as a dict: `pixels`, `agent_pos`, `target`, `history`, `state`, and `privileged` if given."""
