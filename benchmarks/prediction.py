@@ -18,7 +18,7 @@ import tyro
 from aloha_jax import checkpoints, cli
 from aloha_jax.conditions import Condition
 from aloha_jax.config import ConfigError
-from aloha_jax.env import EPISODE_LENGTH, Env, EnvState
+from aloha_jax.env import EPISODE_LENGTH, EnvState
 from aloha_jax.evaluation import wilson_interval
 from aloha_jax.factory import make_from_config
 from aloha_jax.networks import as_inputs, normalize_inputs
@@ -84,8 +84,8 @@ def median_and_most(x: np.ndarray) -> str:
     return "{:.1f}, {:.1f}".format(*np.quantile(x, (0.5, 0.9))) if x.size else "none held"
 
 
-def step(policy: Policy, told: bool, env: Env, state: EnvState) -> tuple[EnvState, Any]:
-    """The next state, its level and end, [N], and of the one before what was predicted and what is true, float32[N, 2, 142]."""
+def decide(policy: Policy, told: bool, state: EnvState) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Actions float32[N, 14], and the state as predicted and as it is, whitened, as each arm sees it, float32[N, 2, 142]."""
     network, predictions = make_network(policy.config), []
     inputs = normalize_inputs(as_inputs(state.obs, state.privileged), policy.stats)
     truth = network.views("privileged", inputs["privileged"])
@@ -99,8 +99,7 @@ def step(policy: Policy, told: bool, env: Env, state: EnvState) -> tuple[EnvStat
 
     with nn.intercept_methods(listen):
         distribution: Any = network.apply(policy.params, inputs, method="policy")
-    state = env.step(state, clip_action(policy.config, distribution.mean))
-    return state, (state.level, state.done, predictions[0], truth)
+    return clip_action(policy.config, distribution.mean), predictions[0], truth
 
 
 def try_under(policy: Policy, condition: Condition, flags: Flags) -> tuple[int, Errors]:
@@ -113,9 +112,12 @@ def try_under(policy: Policy, condition: Condition, flags: Flags) -> tuple[int, 
     seeds = range(flags.seed, flags.seed + flags.n_episodes)
     starts = np.stack([condition.start(env.task.start_from_seed(seed), seed) for seed in seeds]).astype(np.float32)
 
-    @jax.jit
-    def steps(state: EnvState) -> tuple[EnvState, Any]:
-        return jax.lax.scan(lambda state, _: step(policy, flags.told, env, state), state, length=CHUNK)
+    def step(state: EnvState, _: None) -> tuple[EnvState, Any]:
+        action, predicted, true = decide(policy, flags.told, state)
+        state = env.step(state, action)
+        return state, (state.level, state.done, predicted, true)
+
+    steps = jax.jit(lambda state: jax.lax.scan(step, state, length=CHUNK))
 
     state, chunks, ended = jax.jit(env.reset_from)(starts), [], np.zeros(flags.n_episodes, bool)
     while not ended.all():

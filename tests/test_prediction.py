@@ -21,10 +21,10 @@ PREDICTS = dataclasses.replace(PRESETS["smoke"], network="mirrored", privileged_
 
 def test_it_reads_what_it_names() -> None:
     env = make_from_config(dataclasses.replace(PREDICTS, obs="state", state_coef=0.0), 2)
-    state = env.reset(jax.random.key(0))
+    state = jax.block_until_ready(jax.jit(env.reset)(jax.random.key(0)))
     env.close()
     seen = np.asarray(MirroredActorCritic.views("privileged", state.privileged))
-    geometry = jax.device_get(env.task.geometry(state.physics))
+    geometry = jax.device_get(jax.jit(env.task.geometry)(state.physics))
     np.testing.assert_allclose(seen[..., prediction.FINGERTIPS].reshape(2, 2, 2, 3), geometry.fingertips, atol=1e-6)
     np.testing.assert_allclose(seen[..., prediction.POSITION], geometry.position, atol=1e-6)
     np.testing.assert_allclose(seen[..., prediction.ROTATION][..., ::2], geometry.rotation[..., 0], atol=1e-6)
@@ -53,17 +53,14 @@ def test_errors_are_in_millimetres_and_degrees() -> None:
 def test_a_policy_that_is_told_the_state_acts_on_it() -> None:
     env = make_from_config(PREDICTS, 2, autoreset=False)
     policy = Policy(PREDICTS, init_params(PREDICTS, jax.random.key(0)), init_stats(PREDICTS))
-    start = jax.jit(env.reset)(jax.random.key(1))
-    seeing, (_, _, predicted, truth) = prediction.step(policy, False, env, start)
-    told, (_, _, still_predicted, _) = prediction.step(policy, True, env, start)
-    acted = env.step(start, policy.act(start.obs))
-    np.testing.assert_allclose(seeing.target, acted.target, atol=1e-6)
-    assert np.abs(seeing.target - told.target).max() > 1e-6
-    jax.block_until_ready((seeing, told, acted))
+    state = jax.block_until_ready(jax.jit(env.reset)(jax.random.key(1)))
     env.close()
-    np.testing.assert_allclose(predicted, still_predicted)
+    (seeing, predicted, truth), (told, still_predicted, _) = (prediction.decide(policy, told, state) for told in (False, True))
+    np.testing.assert_allclose(seeing, policy.act(state.obs), atol=1e-6)
+    assert np.abs(seeing - told).max() > 1e-4
+    np.testing.assert_array_equal(predicted, still_predicted)
     assert np.abs(predicted - truth).max() > 0.1
-    seen = MirroredActorCritic.views("privileged", start.privileged)
+    seen = MirroredActorCritic.views("privileged", state.privileged)
     np.testing.assert_allclose(policy.stats["privileged"].denormalize(truth), seen, atol=1e-5)
 
 
