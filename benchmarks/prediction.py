@@ -6,6 +6,7 @@ uv run -m benchmarks.prediction --model-path pretrained/insertion-pixels-robust 
 uv run -m benchmarks.prediction --model-path pretrained/insertion-pixels-robust --only "friction x 2" --told
 """
 
+import contextlib
 import dataclasses
 from typing import Any, NamedTuple
 
@@ -119,12 +120,13 @@ def try_under(policy: Policy, condition: Condition, flags: Flags) -> tuple[int, 
 
     steps = jax.jit(lambda state: jax.lax.scan(step, state, length=CHUNK))
 
-    state, chunks, ended = jax.jit(env.reset_from)(starts), [], np.zeros(flags.n_episodes, bool)
-    while not ended.all():
-        state, chunk = steps(state)
-        chunks.append(jax.device_get(chunk))
-        ended |= chunks[-1][1].any(axis=0)
-    env.close()
+    chunks, ended = [], np.zeros(flags.n_episodes, bool)
+    with contextlib.closing(env):
+        state = jax.jit(env.reset_from)(starts)
+        while not ended.all():
+            state, chunk = steps(state)
+            chunks.append(jax.device_get(chunk))
+            ended |= chunks[-1][1].any(axis=0)
     level, done, predicted, true = map(np.concatenate, zip(*chunks, strict=True))
     running = np.cumsum(done, axis=0) - done == 0
     predicted, true = (np.asarray(policy.stats["privileged"].denormalize(jnp.asarray(x))) for x in (predicted, true))
