@@ -40,7 +40,7 @@ class AlohaVectorEnv(VectorEnv):
             raise ValueError("autoreset is how Gymnasium steps worlds on: take aloha_jax.make for worlds that stop")
         self._jax = jax
         self._env = make(num_envs=num_envs, **kwargs)
-        self._reset, self._step = jax.jit(self._env.reset), jax.jit(self._env.step)
+        self._reset, self._reset_from, self._step = (jax.jit(f) for f in (self._env.reset, self._env.reset_from, self._env.step))
         self._key: Any = None
         self._state: Any = None
         self.num_envs = num_envs
@@ -60,7 +60,7 @@ class AlohaVectorEnv(VectorEnv):
             self._key = self._jax.random.key(seed)
         self._key, key = self._jax.random.split(self._key)
         qpos = (options or {}).get("qpos")
-        self._state = self._reset(key) if qpos is None else self._env.reset_from(qpos, key)
+        self._state = self._reset(key) if qpos is None else self._reset_from(np.asarray(qpos), key)
         return self._host(self._state.obs), {"level": np.asarray(self._state.level)}
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:

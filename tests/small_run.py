@@ -1,11 +1,15 @@
 """Runs of `train.py` that are as small as they can be and still do everything; made once, read by several test files."""
 
 import contextlib
+import hashlib
 import io
+import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from filelock import FileLock
 
 import train
 from aloha_jax import training
@@ -33,18 +37,20 @@ class SmallRun(NamedTuple):
     compilations: int
 
 
-_runs: dict[tuple[str, ...], SmallRun] = {}
-
-
 def small_run(factory: pytest.TempPathFactory, flags: tuple[str, ...]) -> SmallRun:
-    """The run that has these flags beside `FLAGS`."""
-    if flags not in _runs:
-        directory = factory.mktemp("runs") / "run"
-        with contextlib.redirect_stdout(io.StringIO()) as out, pytest.MonkeyPatch.context() as patch:
-            steps = keep_train_steps(patch)
-            train.main([*FLAGS, *flags, "--log-dir", str(directory)])
-        _runs[flags] = SmallRun(directory, out.getvalue(), steps[0].compilations)
-    return _runs[flags]
+    """The run that has these flags beside `FLAGS`, made by the first of pytest's processes that asks for it."""
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    base = factory.getbasetemp() if alone else factory.getbasetemp().parent  # which the processes share
+    place = base / ("run-" + hashlib.sha256(repr(flags).encode()).hexdigest()[:16])
+    place.mkdir(exist_ok=True)
+    directory, told = place / "run", place / "told.json"
+    with FileLock(place / "lock"):
+        if not told.exists():
+            with contextlib.redirect_stdout(io.StringIO()) as out, pytest.MonkeyPatch.context() as patch:
+                steps = keep_train_steps(patch)
+                train.main([*FLAGS, *flags, "--log-dir", str(directory)])
+            told.write_text(json.dumps({"printed": out.getvalue(), "compilations": steps[0].compilations}))
+    return SmallRun(directory, **json.loads(told.read_text()))
 
 
 def keep_train_steps(patch: pytest.MonkeyPatch) -> list[Any]:

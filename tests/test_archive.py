@@ -64,12 +64,14 @@ def test_a_full_bin_forgets_its_oldest() -> None:
 @pytest.fixture(scope="module")
 def expert_states() -> Archive:
     engine = make_engine("c")
-    return archive.expert_archive(engine, make_task("insertion", engine.scene), seed=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(archive, "EXPERT_EPISODES", 32)
+        return archive.expert_archive(engine, make_task("insertion", engine.scene), seed=0)
 
 
 def test_the_experts_states_lie_all_along_the_way(expert_states: Archive) -> None:
     counts = np.asarray(expert_states.recorded)
-    assert counts[:-1].min() > 0.8 * counts[:-1].max() > 400  # every part of the way as often as it is long
+    assert counts[:-1].min() > 0.8 * counts[:-1].max() > 130  # every part of the way as often as it is long
     assert np.isfinite(expert_states.qpos).all()
     held = np.asarray(expert_states.qpos[9, : min(int(counts[9]), archive.SLOTS)])
     assert (held[:, [18, 25]] > 0.03).all()  # both objects are in the air

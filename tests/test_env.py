@@ -338,7 +338,7 @@ def test_worlds_differ_in_training_and_never_in_evaluation() -> None:
     starts, heights = np.repeat(STARTS[:1], 2, axis=0), []
     for autoreset in (True, False):
         env = make_from_config(config, autoreset=autoreset)
-        state, step = env.reset_from(starts), jax.jit(env.step)
+        state, step = jax.jit(env.reset_from)(starts), jax.jit(env.step)
         for _ in range(10):  # both objects fall 4 cm and lie
             state = step(state, jnp.zeros((2, 14)))
         heights.append(np.asarray(state.qpos[:, scene.SOCKET_QPOS][:, 2]))

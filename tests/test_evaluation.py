@@ -292,7 +292,7 @@ def test_delta_actions_and_observations_mean_the_same_in_gym_aloha_and_in_our_en
     [judged] = judge.gym_aloha_episodes(cast(Policy, witness), [3], stochastic=False)
 
     env = make_from_config(config, 1, autoreset=False)
-    state, step = env.reset_from(env.task.start_from_seed(3)[None]), jax.jit(env.step)
+    state, step = jax.jit(env.reset_from)(env.task.start_from_seed(3)[None]), jax.jit(env.step)
     seen, qpos, levels = [], [], []
     for action in witness.actions[: len(judged.levels)]:
         seen.append(np.asarray(state.privileged[0]))
@@ -312,7 +312,7 @@ def test_what_is_asked_of_a_grip_is_seen_in_gym_aloha_as_in_training() -> None:
     witness = Witness(3, config)
     controller = judge.Controller(cast(Policy, witness))
     env = make_from_config(config, 1, autoreset=False)
-    state, step = env.reset_from(env.task.start_from_seed(3)[None]), jax.jit(env.step)
+    state, step = jax.jit(env.reset_from)(env.task.start_from_seed(3)[None]), jax.jit(env.step)
     controller.reset(np.asarray(state.qpos[0]), np.asarray(state.physics.qvel[0]))
     trained_on = []
     for _ in range(160):  # to the end of the lift

@@ -69,7 +69,7 @@ def test_it_is_the_same_environment_as_make(env: VectorEnv) -> None:
     starts = np.stack([ours.task.start_from_seed(i) for i in range(3)])
     action = np.full((3, 14), 0.5, np.float32)
     first, _ = env.reset(options={"qpos": starts})
-    state = ours.reset_from(starts)
+    state = jax.jit(ours.reset_from)(starts)
     np.testing.assert_array_equal(first, state.obs)
     obs, reward, *_ = env.step(action)
     state = jax.jit(ours.step)(state, action)

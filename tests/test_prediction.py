@@ -1,6 +1,7 @@
 """benchmarks/prediction.py: what it reads from the simulator's state, and that a policy acts on what it is told."""
 
 import dataclasses
+import functools
 from pathlib import Path
 
 import jax
@@ -55,7 +56,9 @@ def test_a_policy_that_is_told_the_state_acts_on_it() -> None:
     policy = Policy(PREDICTS, init_params(PREDICTS, jax.random.key(0)), init_stats(PREDICTS))
     state = jax.block_until_ready(jax.jit(env.reset)(jax.random.key(1)))
     env.close()
-    (seeing, predicted, truth), (told, still_predicted, _) = (prediction.decide(policy, told, state) for told in (False, True))
+    (seeing, predicted, truth), (told, still_predicted, _) = (
+        jax.jit(functools.partial(prediction.decide, policy, told))(state) for told in (False, True)
+    )
     np.testing.assert_allclose(seeing, policy.act(state.obs), atol=1e-6)
     assert np.abs(seeing - told).max() > 1e-4
     np.testing.assert_array_equal(predicted, still_predicted)

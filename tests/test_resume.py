@@ -49,7 +49,7 @@ def test_a_run_that_was_killed_and_then_stopped_ends_as_if_nothing_had_been(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, seen: tuple[str, ...]
 ) -> None:
     # Six updates: a signal may be noticed a few late.
-    run, flags = tmp_path / "run", (*seen[:-1], "384", "--average-decay", "0.9")
+    run, flags = tmp_path / "run", (*seen[:-1], "384", "--average-decay", "0.9", "--eval-freq", "128")
     status, _ = signal_once_it_has(run / "checkpoints" / "64", signal.SIGKILL, *FLAGS, *flags, "--log-dir", str(run))
     assert status == -signal.SIGKILL, "it was done before it could be killed"
     require_whole(run)
