@@ -1,4 +1,7 @@
-"""Runs of `train.py` that are as small as they can be and still do everything; made once, read by several test files."""
+"""Runs of `train.py` that are as small as they can be and still do everything; made once, read by several test files.
+
+Once for all of pytest's processes, as pytest-xdist's documentation does it: by a lock on a file in the folder they share.
+"""
 
 import contextlib
 import hashlib
