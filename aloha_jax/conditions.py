@@ -4,11 +4,13 @@ import copy
 import dataclasses
 from typing import Any
 
+import jax.numpy as jnp
 import mujoco
 import numpy as np
 
 from aloha_jax.engines import Engine
 from aloha_jax.engines.c import CEngine
+from aloha_jax.env_state import Domain
 from aloha_jax.scene import CAMERA, PEG_QPOS, SOCKET_QPOS, make_scene, scale_dynamics
 
 
@@ -47,9 +49,14 @@ class Condition:
         scale_dynamics(model.ptr, self.friction, self.mass)
 
     @property
-    def is_physical(self) -> bool:
-        """Whether nothing else differs than starts, friction and mass, which our engines can change, too."""
-        return dataclasses.replace(self, yaw=0.0, shift=0.0, friction=1.0, mass=1.0) == NOMINAL
+    def is_ours(self) -> bool:
+        """Whether our own worlds can differ so, too: they have one light, and actions are late by one step at most."""
+        return self.brightness == 1.0 and self.delay <= 1
+
+    def domain(self, num_worlds: int) -> Domain:
+        """Camera and lateness of that many of our worlds."""
+        camera = jnp.tile(jnp.array(self.camera_shift, jnp.float32), (num_worlds, 1)) if any(self.camera_shift) else None
+        return Domain(camera, jnp.ones(num_worlds, bool) if self.delay else None)
 
     def engine(self, task: str, physics: str) -> Engine:
         """C MuJoCo with this friction and these masses in all worlds."""

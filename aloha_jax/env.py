@@ -10,7 +10,7 @@ from jax.typing import ArrayLike
 from aloha_jax import history, starts
 from aloha_jax.actions import DELTA_SCALE, delta_target, target_limits
 from aloha_jax.engines import Engine, Physics
-from aloha_jax.env_state import EnvState, Episode, Moment, Observation
+from aloha_jax.env_state import Domain, EnvState, Episode, Moment, Observation
 from aloha_jax.pixels import Renderer
 from aloha_jax.tasks import make_task
 from aloha_jax.tasks.insertion import Progress, StartRange
@@ -73,21 +73,24 @@ class Env:
         keys, start_keys = starts.split(keys)
         return self._start(jax.vmap(self.task.sample_start)(start_keys), keys)
 
-    def reset_from(self, qpos: ArrayLike, key: jax.Array | None = None) -> EnvState:
+    def reset_from(self, qpos: ArrayLike, key: jax.Array | None = None, domain: Domain | None = None) -> EnvState:
         """Worlds at rest at float[N, 30] joint positions.
 
         Args:
             qpos: the joint positions.
             key: seeds what is random: camera and lateness of the first episodes, and all of later ones.
+            domain: camera and lateness, where worlds do not start anew by themselves.
 
         Raises:
-            ValueError: there are more or fewer positions.
+            ValueError: there are more or fewer positions, or a domain that the next episodes would not have.
         """
         expected = (self.num_envs, self.engine.scene.model.nq)
         if jnp.shape(qpos) != expected:
             raise ValueError(f"reset_from wants qpos of shape {expected}, not {jnp.shape(qpos)}")
+        if domain is not None and self.autoreset:
+            raise ValueError("reset_from takes a domain with autoreset=False: episodes that follow draw their own")
         keys = jax.random.split(jax.random.key(0) if key is None else key, self.num_envs)
-        return self._start(jnp.asarray(qpos, jnp.float32), keys)
+        return self._start(jnp.asarray(qpos, jnp.float32), keys, domain)
 
     def step(self, state: EnvState, action: ArrayLike) -> EnvState:
         """One control step (0.02 s) with float[N, 14] actions.
@@ -170,7 +173,7 @@ class Env:
         return delta_target(target, agent_pos, action, self.target_low, self.target_high)
 
     @in_float32
-    def _start(self, qpos: jax.Array, keys: jax.Array) -> EnvState:
+    def _start(self, qpos: jax.Array, keys: jax.Array, domain: Domain | None = None) -> EnvState:
         num_worlds = qpos.shape[0]
         physics = self.engine.reset(qpos, jnp.zeros((num_worlds, self.engine.scene.model.nv)))
         progress = self.task.start_progress(physics)
@@ -178,7 +181,7 @@ class Env:
         target = self.task.agent_pos(physics)
         privileged = self.task.features(physics, target, progress)
         memory = history.start(history.known(self.obs, self.task.agent_pos(physics), target), self.lags)
-        domain = self._domain(keys)
+        domain = self._domain(keys) if domain is None else domain
         now = Moment(physics, target, privileged, memory, domain.camera)
         obs = self._views.now(now)
         return EnvState(

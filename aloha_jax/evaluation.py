@@ -156,7 +156,8 @@ class EngineEvaluator:
         """
         # Committed to the device, as a training's and a checkpoint's parameters are, and so all that follows from them: else the
         # first chunk would be compiled for itself.
-        state, chunks = jax.device_put(self._reset(self._starts), jax.devices()[0]), []
+        domain = self._condition.domain(len(self._seeds))
+        state, chunks = jax.device_put(self._reset(self._starts, domain=domain), jax.devices()[0]), []
         ended = np.zeros(len(self._seeds), bool)
         keys = _keys_of_steps(self._seeds, self.env.episode_length) if stochastic else None
         for start in range(0, self.env.episode_length, self._chunk):
@@ -249,7 +250,7 @@ def engine_episodes(
         simulator: `c` or `mjx`.
         seeds: an episode's start is that of gym_aloha.
         stochastic: sample actions instead of taking their mean.
-        condition: how the worlds differ, with `c`; one that `is_physical`.
+        condition: how the worlds differ, with `c`; one that `is_ours`.
     """
     config = dataclasses.replace(policy.config, engine=cast(Any, simulator), reward="sparse", episode_length=EPISODE_LENGTH)
     size = min(len(seeds), AT_ONCE)

@@ -25,7 +25,7 @@ from aloha_jax.factory import make_from_config
 from aloha_jax.networks import as_inputs, normalize_inputs
 from aloha_jax.policy import Policy, clip_action, make_network
 from aloha_jax.tasks.insertion import MAX_LEVEL
-from benchmarks.robustness import CONDITIONS, named
+from benchmarks.robustness import CONDITIONS, VISUAL_CONDITIONS, named
 
 CHUNK = 10  # steps between two looks at whether all episodes have ended
 HELD = 0.2  # of a hold, which may count as little as 0.3 (--grip-tolerance)
@@ -42,7 +42,7 @@ class Flags:
     model_path: str
     """The policy, with --state-coef and --network mirrored."""
     only: tuple[str, ...] = ("as it is", "friction")
-    """Conditions of `benchmarks.robustness` in whose name one of these occurs: starts, friction and mass."""
+    """Conditions of `benchmarks.robustness` in whose name one of these occurs; all but brightness."""
     told: bool = False
     """The policy acts on the state itself in place of its prediction."""
     n_episodes: int = 64
@@ -122,7 +122,7 @@ def try_under(policy: Policy, condition: Condition, flags: Flags) -> tuple[int, 
 
     chunks, ended = [], np.zeros(flags.n_episodes, bool)
     with contextlib.closing(env):
-        state = jax.jit(env.reset_from)(starts)
+        state = jax.jit(env.reset_from)(starts, domain=condition.domain(flags.n_episodes))
         while not ended.all():
             state, chunk = steps(state)
             chunks.append(jax.device_get(chunk))
@@ -141,7 +141,8 @@ def main(flags: Flags) -> None:
     config = policy.config
     if not config.state_coef or config.network != "mirrored" or not config.normalize_obs:
         raise ConfigError(f"{flags.model_path}: predicts no state (--state-coef), or not by a mirrored network that whitens")
-    tried = named({name: condition for name, condition in CONDITIONS.items() if condition.is_physical}, flags.only)
+    known = CONDITIONS | VISUAL_CONDITIONS
+    tried = named({name: condition for name, condition in known.items() if condition.is_ours}, flags.only)
     print("Errors: of half the steps, and of nine tenths.")
     print("| condition | success | fingertips, mm | object, mm | its axis, ° | to the other's end, mm |")
     print("|---" * 6 + "|")

@@ -54,7 +54,7 @@ class Flags:
     n_episodes: int = 50
     """Episodes per condition."""
     sim: Literal["gym_aloha", "c"] = "gym_aloha"
-    """The judge, or C MuJoCo with its physics and the policy's own pictures: sooner, but only for starts, friction and mass."""
+    """The judge, or C MuJoCo with its physics and the policy's own pictures: sooner, and all but brightness."""
     num_workers: int = 1
     """Processes that run them side by side."""
     seed: int = 4_000_000
@@ -73,7 +73,7 @@ def conditions(flags: Flags, has_pixels: bool) -> dict[str, Condition]:
     """
     known = CONDITIONS | (VISUAL_CONDITIONS if has_pixels else {})
     if flags.sim != "gym_aloha":
-        known = {name: condition for name, condition in known.items() if condition.is_physical}
+        known = {name: condition for name, condition in known.items() if condition.is_ours}
     return named(known, flags.only)
 
 

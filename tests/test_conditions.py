@@ -15,7 +15,6 @@ from gym_aloha.constants import START_ARM_POSE
 from aloha_jax import checkpoints, evaluation, judge
 from aloha_jax.conditions import NOMINAL, Condition
 from aloha_jax.config import ConfigError
-from aloha_jax.factory import make_from_config
 from aloha_jax.policy import Policy, init_params, init_stats
 from aloha_jax.presets import PRESETS
 from aloha_jax.tasks.insertion import Insertion
@@ -85,30 +84,18 @@ def test_late_actions_and_other_starts_reach_gym_aloha() -> None:
     np.testing.assert_allclose(moved.qpos[0][[16, 17, 23, 24]], start[[16, 17, 23, 24]], atol=1e-3)  # falling, not sliding
 
 
-def test_late_actions_are_late_as_in_training() -> None:
-    """A policy's changes of targets, late in gym_aloha by its condition, and in our worlds by `delay_share`."""
-    policy = checkpoints.load_policy(str(ROBUST))
-    [judged] = judge.gym_aloha_episodes(policy, [5], conditions=[Condition(delay=1)])
-    config = dataclasses.replace(policy.config, physics="exact", start_states="task", delay_share=1.0, n_envs=1)
-    env = make_from_config(config)
-    state, step = env.reset_from(Insertion.start_from_seed(5)[None]), jax.jit(env.step)
-    for wanted in judged.qpos[:30]:  # until it touches: then small differences grow
-        state = step(state, policy.act(state.obs))
-        np.testing.assert_allclose(state.qpos[0], wanted, atol=1e-3)
-    assert np.abs(judged.qpos[29] - judged.qpos[0]).max() > 0.1
-
-
 def test_our_engine_bears_the_same_conditions() -> None:
-    """Turned objects on a table of ice: what is held slips, in C MuJoCo as in gym_aloha."""
+    """Turned objects, on a table of ice, where what is held slips, and actions that come late: in C MuJoCo as in gym_aloha."""
     policy = checkpoints.load_policy(str(ROBUST))
     policy = Policy(dataclasses.replace(policy.config, physics="exact"), policy.params, policy.stats)
-    conditions = [Condition(yaw=0.5), Condition(yaw=0.5, friction=0.1)]
+    conditions = [Condition(yaw=0.5), Condition(yaw=0.5, friction=0.1), Condition(delay=1)]
     ours = [next(evaluation.engine_episodes(policy, "c", [5], condition=condition)) for condition in conditions]
     theirs = list(judge.gym_aloha_episodes(policy, [5], conditions=conditions))
     for one, same in zip(ours, theirs, strict=True):
         np.testing.assert_allclose(one.qpos[:30], same.qpos[:30], atol=1e-3)  # until it touches: then small differences grow
         assert one.levels.max() == same.levels.max()
-    assert [trajectory.levels.max() == 4 for trajectory in ours] == [True, False]
+    assert [trajectory.levels.max() == 4 for trajectory in ours[:2]] == [True, False]
+    assert np.abs(ours[0].qpos[:30] - ours[2].qpos[:30]).max() > 0.02
 
 
 def test_a_film_shows_the_condition() -> None:
@@ -145,7 +132,7 @@ def test_robustness_tries_what_it_is_asked_to() -> None:
     assert names(True, "brightness", "as it is") == ["as it is", "brightness x 0.8", "brightness x 1.2"]
     assert all("friction" in name for name in names(False, "friction"))
     ours = robustness.conditions(robustness.Flags(model_path="m", sim="c"), has_pixels=True)
-    assert {name.split()[0] for name in ours} == {"as", "start:", "friction", "mass"}
+    assert {name.split()[0] for name in ours} == {"as", "start:", "friction", "mass", "actions", "camera"}
     with pytest.raises(ConfigError, match="--num-workers is for --sim gym_aloha; c runs its episodes as one batch"):
         robustness.main(robustness.Flags(model_path=str(ROBUST), sim="c", num_workers=2))
     with pytest.raises(ConfigError, match="--only camera: occurs in none of as it is; "):
