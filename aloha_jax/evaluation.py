@@ -254,6 +254,8 @@ def engine_episodes(
     """
     config = dataclasses.replace(policy.config, engine=cast(Any, simulator), reward="sparse", episode_length=EPISODE_LENGTH)
     size = min(len(seeds), AT_ONCE)
+    if condition != NOMINAL and (simulator != "c" or not condition.is_ours):
+        raise ValueError(f"{condition} is for --sim {'gym_aloha' if simulator == 'c' else 'c'}")
     engine = None if condition == NOMINAL else condition.engine(config.task, config.physics)
     env = make_from_config(config, size, autoreset=False, engine=engine)
     evaluator = EngineEvaluator(config, seeds[:size], env, condition)

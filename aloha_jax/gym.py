@@ -61,26 +61,26 @@ class AlohaVectorEnv(VectorEnv):
         self._key, key = self._jax.random.split(self._key)
         qpos = (options or {}).get("qpos")
         self._state = self._reset(key) if qpos is None else self._reset_from(np.asarray(qpos), key)
-        return self._host(self._state.obs), {"level": np.asarray(self._state.level)}
+        return self._host(self._state.obs), {"level": self._host(self._state.level)}
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One control step of every world with float[N, 14] actions."""
         if self._state is None:
             raise gymnasium.error.ResetNeeded("call reset() before step()")
         self._state = state = self._step(self._state, np.asarray(actions, np.float32))
-        level, done = np.asarray(state.level), np.asarray(state.done)
+        level, done = self._host(state.level), self._host(state.done)
         infos: dict[str, Any] = {"level": level, "is_success": level == self._env.task.num_levels}
         if done.any():
             infos["final_obs"], infos["_final_obs"] = self._host(state.final_obs), done
-        reward, terminated, truncated = (np.asarray(x) for x in (state.reward, state.terminated, state.truncated))
+        reward, terminated, truncated = (self._host(x) for x in (state.reward, state.terminated, state.truncated))
         return self._host(state.obs), reward, terminated, truncated, infos
 
     def close_extras(self, **kwargs: Any) -> None:
         """Stop the renderer."""
         self._env.close()
 
-    def _host(self, obs: Any) -> Any:
-        return self._jax.tree.map(np.asarray, obs)
+    def _host(self, arrays: Any) -> Any:
+        return self._jax.tree.map(np.array, arrays)  # copies: a view of JAX's is read-only, and wrappers write into these
 
     def _observation_space(self) -> gymnasium.Space:
         """Of one world; shapes and types are those of what a reset would give."""

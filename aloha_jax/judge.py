@@ -133,18 +133,32 @@ class Judge:
         """The episode that starts as `env.reset(seed=seed)` does, under a condition."""
         if self._env is None or condition != self._condition:
             self._enter(condition)
+        from dm_control.rl.control import PhysicsError
+
         data, controller = self._physics.data, self._controller
         _render_only_what_is_seen(self._env, needed=keep_frames or self._sees)
         observation = self._start(seed)
         controller.reset(data.qpos, data.qvel)
-        late = [controller.hold] * condition.delay
-        levels, qpos, targets, frames = [], [], [], []
+        first = controller.hold
+        late = [first] * condition.delay
+        levels: list[int] = []
+        qpos: list[np.ndarray] = []
+        targets: list[np.ndarray] = []
+        frames: list[np.ndarray] = []
         done, step = False, 0
         while not done:
             key = jax.random.fold_in(jax.random.key(seed), step) if self._stochastic else None
-            late.append(controller(observation, data.qpos.copy(), data.qvel.copy(), key))
+            before = data.qpos.copy()
+            late.append(controller(observation, before, data.qvel.copy(), key))
             action = late.pop(0)
-            observation, reward, terminated, truncated, _ = self._env.step(action)
+            try:
+                observation, reward, terminated, truncated, _ = self._env.step(action)
+            except PhysicsError:  # as our worlds, that are then invalid: the last good state ends the episode, and counts nothing
+                levels.append(0)
+                qpos.append(before)
+                targets.append(targets[-1] if targets else first)
+                frames += frames[-1:]
+                break
             observation["pixels"]["top"] = condition.light(observation["pixels"]["top"])
             done, step = terminated or truncated, step + 1
             levels.append(int(reward))

@@ -31,7 +31,11 @@ def require_memory(config: Config) -> None:
         return
     needed = f"--n-envs {config.n_envs} needs about {_gigabytes(fixed + config.n_envs * per_world)} of memory"
     largest = int(room / per_world)
-    remedy = f"at most {largest} fit, by estimate" if largest > 0 else "none fits: lower --n-steps or --microbatch-size"
+    remedy = (
+        f"at most {largest} fit, by estimate"
+        if largest > 0
+        else "none fits: lower --n-steps, --microbatch-size or --eval-episodes"
+    )
     raise ConfigError(f"{needed}, and {_gigabytes(available)} are there: {remedy}")
 
 
@@ -42,11 +46,13 @@ def estimate(config: Config) -> tuple[int, int]:
     # Vectors are kept as they came and as the networks saw them; beside them action, log-probability, values, advantages.
     sample = pixels + 4 * (2 * inputs + 4 * 14)
     memory = 4 * 14 * (max(config.history, default=0) + 1)
-    per_world = config.n_steps * sample + PICTURES * pixels + 4 * STATE_SIZE + memory
+    world = PICTURES * pixels + 4 * STATE_SIZE + memory
+    per_world = config.n_steps * sample + world
     batch = config.microbatch_size or config.batch_size
     copies = COPIES_OF_PARAMETERS + (config.average_decay > 0)  # the running average
     views = 2 if config.network == "mirrored" else 1  # each arm's own
     fixed = 4 * copies * _count_parameters(config) + 4 * PASSES * batch * views * _activations(config)
+    fixed += config.eval_episodes * world  # one batch
     return fixed, per_world
 
 

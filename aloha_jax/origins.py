@@ -52,7 +52,13 @@ def with_teachers_grip(config: Config) -> Config:
     teacher = load_teacher(config)
     if teacher is None or config.grip_tolerance is not None:
         return config
-    return dataclasses.replace(config, grip_tolerance=teacher.config.grip_tolerance).validate()
+    tolerance = teacher.config.grip_tolerance
+    if tolerance is not None and config.grip_height_tolerance is not None:
+        raise ConfigError(
+            f"--teacher {config.teacher} brings its --grip-tolerance {tolerance}, which asks for another height of the grip than "
+            f"--grip-height-tolerance {config.grip_height_tolerance}: give --grip-height-tolerance None"
+        )
+    return dataclasses.replace(config, grip_tolerance=tolerance).validate()
 
 
 def load_initial(config: Config) -> Policy | None:

@@ -1,6 +1,7 @@
 """One run from configuration to trained model: its loop and its records."""
 
 import contextlib
+import dataclasses
 import functools
 import shlex
 import time
@@ -77,6 +78,8 @@ class Run:
         columns = ("success_rate", "mean_max_reward", "mean_train_reward")
         for row in self.logger.earlier_evaluations:
             self.best_score = max(self.best_score, score(config.eval_episodes, *(float(row[name]) for name in columns)))
+        if not (directory / "best_model").exists():  # in a replay of gradients that diverged none is kept
+            self.best_score = -1.0
 
     @property
     def env_steps(self) -> int:
@@ -193,13 +196,14 @@ class Run:
         trajectories, train_rewards = self.evaluator(policy, interrupted=interrupted)
         self.require_directory()
         report = evaluation.summarize(trajectories, "mjx" if self.config.engine == "mjx" else "c")
-        self.logger.log_evaluation(env_steps, report, float(train_rewards.mean()))
         self._score = score(report.n_episodes, report.success_rate, report.mean_max_reward, float(train_rewards.mean()))
         if self._camera is not None:
             self.logger.log_video(env_steps, "eval/video", list(self._camera.render(trajectories[0].qpos[::2])))
         if self._score > self.best_score:
             self.best_score = self._score
             checkpoints.save_model(self.directory / "best_model", policy)
+        # Behind the model, for a row says that it has been evaluated: killed in between, a run that is resumed does so again.
+        self.logger.log_evaluation(env_steps, report, float(train_rewards.mean()))
         plots.learning_curve(self.directory)
         self._complain_once()
         self.logger.stop_clock()
@@ -339,6 +343,8 @@ def _prepare(config: Config, resume: bool, claims: contextlib.ExitStack) -> tupl
         origins.load_initial(config)
     require_profile(config)
     env = make_from_config(config)
+    if env.renderer is not None:  # other pictures would be another task: a run that is resumed has these, or says why not
+        config = dataclasses.replace(config, renderer=env.renderer.name)
     if resume:
         write_down(config, directory)
     else:

@@ -133,7 +133,7 @@ def resumed_config(directory: Path, flags: Config, given: set[str]) -> Config:
         given = given - {"log_dir"}
     for name in sorted(given - {"resume", "total_timesteps", "profile", *ANEW}):
         old, new = getattr(saved, name), getattr(flags, name)
-        if old != new:
+        if new not in (old, "auto"):  # the run has what was found then
             raise ConfigError(f"--{name.replace('_', '-')} {new} contradicts the run, which has {old}: leave the flag out")
     total = flags.total_timesteps if "total_timesteps" in given else saved.total_timesteps
     if total < saved.total_timesteps:

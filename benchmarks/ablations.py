@@ -171,7 +171,7 @@ def what_is_left(directory: Path, wanted: list[str]) -> list[str] | None:
     config = origins.with_teachers_grip(cli.parse_config(wanted)[0])
     for field in dataclasses.fields(Config):
         old, new = getattr(saved, field.name), getattr(config, field.name)
-        if old != new and field.name not in INCIDENTAL:
+        if new not in (old, "auto") and field.name not in INCIDENTAL:  # a run writes down what `auto` found
             flag = f"--{field.name.replace('_', '-')}"
             raise ConfigError(f"{directory} was trained with {flag} {old}, not {new}: delete it, or choose another --out")
     if (directory / "final_model").exists():

@@ -92,8 +92,9 @@ def named(known: dict[str, Any], only: tuple[str, ...]) -> dict[str, Any]:
 def episodes_of(flags: Flags, policy: Policy, tried: list[Condition]) -> Iterator[judge.Trajectory]:
     """Those of the first condition, then those of the second, and so on."""
     seeds, filmed = list(range(flags.seed, flags.seed + flags.n_episodes)), int(flags.videos is not None)
-    if flags.sim == "gym_aloha":
+    if flags.sim == "gym_aloha" or filmed:
         judge.require_judge()
+    if flags.sim == "gym_aloha":
         return judge.gym_aloha_episodes(policy, seeds, keep_frames=filmed, conditions=tried, num_workers=flags.num_workers)
     there = Policy(
         dataclasses.replace(policy.config, engine=flags.sim, impl="auto", physics="exact"), policy.params, policy.stats

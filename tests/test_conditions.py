@@ -98,6 +98,23 @@ def test_our_engine_bears_the_same_conditions() -> None:
     assert np.abs(ours[0].qpos[:30] - ours[2].qpos[:30]).max() > 0.02
 
 
+def test_what_our_engines_cannot_differ_in_is_refused() -> None:
+    policy = checkpoints.load_policy(str(ROBUST))
+    for simulator, condition in (("c", Condition(brightness=0.8)), ("c", Condition(delay=2)), ("mjx", Condition(yaw=0.1))):
+        with pytest.raises(ValueError, match=rf"{condition.yaw}.* is for --sim "):
+            next(evaluation.engine_episodes(policy, simulator, [5], condition=condition))
+
+
+def test_a_simulation_that_diverges_ends_its_episode_and_no_more() -> None:
+    """A policy of NaN, which dm_control's physics refuses to step on."""
+    policy = Policy(STATE, jax.tree.map(lambda x: x * np.nan, init_params(STATE, jax.random.key(0))), init_stats(STATE))
+    episodes = list(judge.gym_aloha_episodes(policy, [5, 6]))
+    report = evaluation.summarize(episodes, "gym_aloha")
+    assert [list(episode.levels) for episode in episodes] == [[0], [0]]
+    assert report.success_rate == 0
+    assert np.isfinite([report.mean_jerk, *episodes[0].qpos[0], *episodes[0].targets[0]]).all()
+
+
 def test_a_film_shows_the_condition() -> None:
     """The last frame of a policy that sees only the state: dark under little light, and from where the camera was put."""
     policy = checkpoints.load_policy(str(ROBUST))  # inserts within 50 steps, which are as many frames

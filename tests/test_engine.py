@@ -243,8 +243,13 @@ def test_worlds_may_differ_in_friction_and_mass() -> None:
     together = run(engine, at_rest(engine, qpos), actions)
     for world, model in ((0, shared.model), (3, engine._models[3]), (count - 1, shared.model)):
         alone = CEngine(dataclasses.replace(shared, model=model))
-        assert_same(pick(together, [world]), run(alone, at_rest(alone, qpos[:1]), actions[:, :1]))
+        expected = run(alone, at_rest(alone, qpos[:1]), actions[:, :1])
+        assert_same(pick(together, [world])._replace(internal=together.internal[[world], :-1]), expected)
     assert len(np.unique(together.qpos, axis=0)) == count - 1
+    # Whichever others it is stepped beside, and after a reset: it stays that world.
+    fresh = at_rest(engine, qpos)
+    begun = engine.reset_where(jnp.arange(count) == 3, run(engine, fresh, actions[:5]), fresh.qpos, fresh.qvel)
+    assert_same(run(engine, pick(begun, [3]), actions[:, :1]), pick(together, [3]))
 
 
 def test_mjx_says_that_its_worlds_are_alike() -> None:

@@ -28,6 +28,16 @@ def test_observations_and_actions_live_in_their_spaces(env: VectorEnv) -> None:
     assert reward.shape == terminated.shape == truncated.shape == infos["level"].shape == (3,)
 
 
+def test_wrappers_may_write_into_what_they_are_given(env: VectorEnv) -> None:
+    clipped = gymnasium.wrappers.vector.ClipReward(env, -1e-3, 1e-3)
+    obs, infos = clipped.reset(seed=1)
+    for _ in range(5):
+        obs, reward, *_, infos = clipped.step(clipped.action_space.sample())
+        assert np.abs(reward).max() <= 1e-3
+        obs += 1
+    infos["final_obs"] += 1
+
+
 def test_a_seed_decides_everything(env: VectorEnv) -> None:
     actions = np.random.default_rng(0).normal(size=(7, 3, 14)).astype(np.float32)
 

@@ -41,6 +41,11 @@ def test_two_views_and_a_running_average_need_more() -> None:
     assert plain < averaged < 1.2 * plain
 
 
+def test_an_evaluations_worlds_count() -> None:
+    few, many = (memory.estimate(dataclasses.replace(PRESETS["pixels"], eval_episodes=episodes))[0] for episodes in (10, 10_010))
+    assert many - few > 10_000 * 72 * 120 * 3
+
+
 @pytest.mark.parametrize(
     "change",
     [{}, {"obs": "pixels_agent_pos", "observe_target": True, "history": (4, 100)}, {"obs": "state"}, {"network": "mirrored"}],

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -54,7 +55,9 @@ def test_a_run_leaves_what_is_promised_and_nothing_else(state_run: Path) -> None
 def test_a_run_of_pixels_leaves_the_same(tmp_path_factory: pytest.TempPathFactory) -> None:
     directory = small_run(tmp_path_factory, PIXELS).directory
     assert {p.name for p in (directory / "checkpoints").iterdir()} == {"64", "128"}
-    assert Config.load(directory / "config.json").privileged_critic
+    config = Config.load(directory / "config.json")
+    assert config.privileged_critic
+    assert config.renderer in ("egl", "warp")  # what `auto` found
 
 
 def test_the_console_tells_what_is_trained_how_it_goes_and_where_it_is(state_run: Path, console: str) -> None:
@@ -121,6 +124,28 @@ def test_the_best_evaluation_is_remembered_even_if_no_checkpoint_came_after_it(r
     assert max(scores(resumable, up_to=192)) > 0.9
     assert scores(resumable, up_to=256)[-1] < 0.9
     assert (resumable / "best_model" / "policy.sha256").read_bytes() == best
+
+
+def test_an_evaluation_counts_as_made_once_its_model_is_there(resumable: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that makes up for its last evaluation is killed in it, before the best model is written."""
+    evaluations = resumable / "eval" / "evaluations.csv"
+    rows = evaluations.read_text().splitlines(keepends=True)
+    evaluations.write_text("".join(rows[:-1]))
+    rising = itertools.count(2.0)
+    monkeypatch.setattr(run, "score", lambda *_: next(rising))
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "save_model", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train.main(["--resume", str(resumable), "--device", "cpu", "--total-timesteps", "256"])
+    assert evaluations.read_text() == "".join(rows[:-1])
+    before = (resumable / "best_model" / "policy.sha256").read_bytes()
+    train.main(["--resume", str(resumable), "--device", "cpu"])
+    assert (resumable / "best_model" / "policy.sha256").read_bytes() != before
+    assert [line.split(",")[0] for line in evaluations.read_text().splitlines()[1:]] == ["0", "64", "128", "192", "256"]
 
 
 def refused(capsys: pytest.CaptureFixture[str], *args: str) -> str:

@@ -2,11 +2,11 @@
 
 A world's state is MuJoCo's own float64 state (time, qpos, qvel) and the solver's warm start. It passes through JAX as its bits,
 `uint32[N, 2 * size]`, because JAX holds no float64 by default and rounding the state would make every trajectory another one.
+Where worlds differ, one column more says under which of the model's variants a world moves.
 """
 
 import copy
 import functools
-import itertools
 import threading
 from collections.abc import Callable
 from typing import Any, cast
@@ -61,7 +61,7 @@ def variants(model: mujoco.MjModel, friction_factor: float, mass_factor: float) 
 
 
 class CEngine:
-    """The Engine interface over `mujoco.rollout`; world i has the i-th of the model's variants, and so on from the first."""
+    """The Engine interface over `mujoco.rollout`; of the worlds that `reset` makes the i-th has the i-th variant of the model."""
 
     def __init__(self, scene: Scene, num_threads: int | None = None, friction_factor: float = 1.0, mass_factor: float = 1.0):
         self.scene = scene
@@ -72,6 +72,7 @@ class CEngine:
         self._data = [mujoco.MjData(model) for _ in range(self._num_threads)]
         self._lock = threading.Lock()  # one rollout at a time: the pool and its MjData are shared
         self._state_size = mujoco.mj_stateSize(model, FULL_PHYSICS)
+        self._bits_size = 2 * (self._state_size + model.nv)
         self._qpos = slice(1, 1 + model.nq)  # behind the time
         self._qvel = slice(1 + model.nq, 1 + model.nq + model.nv)
         self._start_ctrl = np.asarray(START_ARM_POSE, dtype=np.float64)
@@ -95,7 +96,7 @@ class CEngine:
         model = self.scene.model
         float_array = functools.partial(jax.ShapeDtypeStruct, dtype=jnp.float32)
         result = Physics(
-            jax.ShapeDtypeStruct((num_worlds, 2 * (self._state_size + model.nv)), jnp.uint32),
+            jax.ShapeDtypeStruct((num_worlds, self._bits_size + (len(self._models) > 1)), jnp.uint32),
             qpos=float_array((num_worlds, model.nq)),
             qvel=float_array((num_worlds, model.nv)),
             sensordata=float_array((num_worlds, model.nsensordata)),
@@ -108,15 +109,15 @@ class CEngine:
         state[:, self._qpos] = qpos
         state[:, self._qvel] = qvel
         warmstart = np.zeros((len(qpos), self.scene.model.nv))
-        return self._pack(state, warmstart, self._sense(state, warmstart))
+        return self._pack(state, warmstart, self._sense(state, warmstart), np.arange(len(qpos)) % len(self._models))
 
     def _host_step(self, bits: ArrayLike, action: ArrayLike) -> Physics:
-        state, warmstart = self._unpack(np.asarray(bits))
+        state, warmstart, variant = self._unpack(np.asarray(bits))
         substeps = self.scene.substeps
         # One more step only for its sensors, which `mj_step` evaluates before it integrates.
         num_steps = substeps + 1 if self.scene.fresh_sensors else substeps
         ctrl = action_to_ctrl(np.asarray(action)).astype(np.float64)
-        states, sensors = self._rollout(self._models_of(len(state)), state, warmstart, ctrl, num_steps)
+        states, sensors = self._rollout(self._models_of(variant), state, warmstart, ctrl, num_steps)
         timestep = self.scene.model.opt.timestep
         # MuJoCo puts a world whose numbers explode into its default pose, sets its clock back, and `rollout` leaves it there.
         intact = np.abs(states[:, -1, 0] - state[:, 0] - num_steps * timestep) < 0.5 * timestep
@@ -124,7 +125,7 @@ class CEngine:
         before = states[:, substeps - 2] if substeps > 1 else state
         # Euler without joint damping: the last acceleration is the velocity's last change. It warm-starts the next solve.
         warmstart = (end[:, self._qvel] - before[:, self._qvel]) / timestep
-        return self._pack(end, warmstart, sensors[:, -1])
+        return self._pack(end, warmstart, sensors[:, -1], variant)
 
     def _host_reset_where(self, mask: ArrayLike, physics: Physics, qpos: ArrayLike, qvel: ArrayLike) -> Physics:
         mask = np.asarray(mask)
@@ -133,10 +134,11 @@ class CEngine:
         merged = [array.copy() for array in old]
         for target, source in zip(merged, new, strict=True):
             target[mask] = source
+        merged[0][:, self._bits_size :] = old.internal[:, self._bits_size :]  # a world keeps its variant
         return Physics(*merged)
 
-    def _models_of(self, num_worlds: int) -> Any:
-        return list(itertools.islice(itertools.cycle(self._models), num_worlds)) if len(self._models) > 1 else self.scene.model
+    def _models_of(self, variant: np.ndarray) -> Any:
+        return [self._models[i] for i in variant] if len(self._models) > 1 else self.scene.model
 
     def _sense(self, state: np.ndarray, warmstart: np.ndarray) -> np.ndarray:
         """Sensors of worlds at rest or not; they read positions and which geoms touch, whatever the friction and the masses."""
@@ -153,11 +155,14 @@ class CEngine:
         with self._lock:
             return self._pool.rollout(models, self._data, state, ctrl[:, None], nstep=num_steps, initial_warmstart=warmstart)
 
-    def _pack(self, state: np.ndarray, warmstart: np.ndarray, sensordata: np.ndarray) -> Physics:
+    def _pack(self, state: np.ndarray, warmstart: np.ndarray, sensordata: np.ndarray, variant: np.ndarray) -> Physics:
         bits = np.concatenate([state, warmstart], axis=1).view(np.uint32)
+        if len(self._models) > 1:
+            bits = np.concatenate([bits, variant[:, None].astype(np.uint32)], axis=1)
         float32 = functools.partial(np.asarray, dtype=np.float32)
         return Physics(bits, float32(state[:, self._qpos]), float32(state[:, self._qvel]), float32(sensordata))
 
-    def _unpack(self, bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        both = np.ascontiguousarray(bits).view(np.float64)
-        return both[:, : self._state_size], both[:, self._state_size :]
+    def _unpack(self, bits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """State, warm start and, if worlds differ, numbers of their variants."""
+        both = np.ascontiguousarray(bits[:, : self._bits_size]).view(np.float64)
+        return both[:, : self._state_size], both[:, self._state_size :], bits[:, -1]

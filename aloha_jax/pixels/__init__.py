@@ -6,7 +6,7 @@ What a policy sees is defined once, for every renderer and for gym_aloha's own f
 `observation = resize(crop(480x640 frame), (H, W))` with an area filter. Renderers draw the crop directly at H x W.
 """
 
-from typing import TYPE_CHECKING, Protocol, Self, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, Self, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -32,6 +32,11 @@ class Renderer(Protocol):
 
     height: int
     width: int
+
+    @property
+    def name(self) -> Literal["egl", "warp"]:
+        """What `make_renderer` calls it."""
+        ...
 
     def render(self, poses: np.ndarray) -> np.ndarray:
         """Pictures uint8[N, H, W, 3] of poses float[N, nq] or [N, nq + 2]; N may differ from call to call."""

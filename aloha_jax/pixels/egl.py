@@ -18,7 +18,7 @@ import threading
 import warnings
 import weakref
 from multiprocessing.connection import Connection, wait
-from typing import Self, cast
+from typing import Literal, Self, cast
 
 import mujoco
 import numpy as np
@@ -46,6 +46,8 @@ class EglRenderer:
         width: of a picture, pixels.
         gl_renderer: what draws, in OpenGL's words (GL_RENDERER).
     """
+
+    name: Literal["egl"] = "egl"
 
     def __init__(self, model: mujoco.MjModel, num_workers: int | None = None, triangles: Triangles | None = None) -> None:
         """Starts the workers.

@@ -3,7 +3,7 @@
 Lights, colours and the camera's frustum are OpenGL's (docs/fidelity.md); smooth surfaces are shaded per pixel, not per vertex.
 """
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,8 @@ class WarpRenderer:
         height: of a picture, pixels.
         width: of a picture, pixels.
     """
+
+    name: Literal["warp"] = "warp"
 
     def __init__(self, model: mujoco.MjModel, rays: int) -> None:
         """Puts the model on JAX's default device.
