@@ -19,7 +19,7 @@ MODELS = sorted(path.name for path in PRETRAINED.iterdir() if path.is_dir())
 # What a published configuration does not keep as it was in training, or what does not reach the parameters.
 INCIDENTAL = (
     *("preset", "log_dir", "teacher", "init_from", "checkpoint_freq", "device", "final_eval_episodes", "final_video"),
-    "renderer",  # what `auto` found
+    *("keep_period", "renderer"),  # the latter is what `auto` found
 )
 # A command says nothing of it: it comes from the teacher.
 OF_THE_TEACHER = ("grip_tolerance",)

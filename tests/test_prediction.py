@@ -70,8 +70,8 @@ def test_a_policy_that_is_told_the_state_acts_on_it() -> None:
 def test_a_policy_that_predicts_nothing_is_told_so() -> None:
     with pytest.raises(ConfigError, match="insertion-camera: predicts no state"):
         prediction.main(prediction.Flags(model_path=str(PRETRAINED / "insertion-camera")))
-    with pytest.raises(ConfigError, match="--only camera: occurs in none of as it is; "):
-        prediction.main(prediction.Flags(model_path=str(PRETRAINED / "insertion-pixels-robust"), only=("camera",)))
+    with pytest.raises(ConfigError, match="--only brightness: occurs in none of as it is; "):
+        prediction.main(prediction.Flags(model_path=str(PRETRAINED / "insertion-pixels-robust"), only=("brightness",)))
 
 
 @pytest.mark.slow
