@@ -12,7 +12,7 @@ from aloha_jax import startup
 startup.require_opengl()
 startup.remember_compilations()
 
-from aloha_jax import cli, run, run_directory  # noqa: E402 - these import MuJoCo
+from aloha_jax import cli, launch, run_directory  # noqa: E402 - these import MuJoCo
 
 
 def main(args: list[str]) -> None:
@@ -22,7 +22,7 @@ def main(args: list[str]) -> None:
     if config.resume is not None:
         config = run_directory.resumed_config(Path(config.resume), config, given)
     cli.choose_device(config.device)
-    run.execute(config, resume=resume)
+    launch.execute(config, resume=resume)
 
 
 if __name__ == "__main__":

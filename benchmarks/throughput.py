@@ -63,6 +63,9 @@ class Flags:
     """Of rollouts with pictures from the host."""
     repeats: int = 3
     """Measurements; the fastest counts."""
+    paired: bool = False
+    """Each next to its bare one, call by call in one process, where the speed swings: shares are medians of the ratios of
+    such pairs, memory is both's."""
 
 
 def seconds_of(work: Callable[[], Any], repeats: int) -> tuple[float, float]:
@@ -73,6 +76,19 @@ def seconds_of(work: Callable[[], Any], repeats: int) -> tuple[float, float]:
         jax.block_until_ready(work())
         taken.append(time.perf_counter() - start)
     return taken[0], min(taken[1:])
+
+
+def paired_share(bare: Callable[[], Any], work: Callable[[], Any], repeats: int) -> float:
+    """What `work` leaves of the rate of `bare`: the median over calls of both in turn."""
+    shares = []
+    for _ in range(1 + repeats):
+        seconds = []
+        for call in (bare, work):
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            seconds.append(time.perf_counter() - start)
+        shares.append(seconds[0] / seconds[1])
+    return float(np.median(shares[1:]))
 
 
 def actions_of(num_worlds: int, steps: int) -> jax.Array:
@@ -196,10 +212,17 @@ def work_of(flags: Flags, num_worlds: int, what: What) -> Callable[[], Any]:
 
 
 class Measured(NamedTuple):
-    """Seconds of the first and the fastest later call, and peak bytes: of the process, and of the device if it has its own."""
+    """One row.
+
+    Attributes:
+        first, fastest: seconds of the first call and of the fastest later one.
+        share: what is left of the bare one's rate, if both were timed in turn.
+        process_bytes, device_bytes: peaks, the latter 0 if the device has no memory of its own.
+    """
 
     first: float
     fastest: float
+    share: float | None
     process_bytes: int
     device_bytes: int
 
@@ -225,13 +248,24 @@ def testspeed_seconds(flags: Flags, num_worlds: int) -> tuple[float, float]:
     return compiling, running
 
 
+def bare_of(what: What) -> What:
+    """What it stands on: the share of it that is left is told."""
+    if what == "physics":
+        return "testspeed"
+    return "render" if what == "render" or what.startswith("pixel") else "physics"
+
+
 def measure(flags: Flags, num_worlds: int, what: What) -> Measured:
+    share = None
     if what == "testspeed":
         seconds = testspeed_seconds(flags, num_worlds)
     else:
-        seconds = seconds_of(work_of(flags, num_worlds, what), flags.repeats)
+        work = work_of(flags, num_worlds, what)
+        seconds = seconds_of(work, flags.repeats)
+        if flags.paired and (bare := bare_of(what)) != "testspeed":
+            share = paired_share(work_of(flags, num_worlds, bare), work, flags.repeats)
     device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
-    return Measured(*seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, device)
+    return Measured(*seconds, share, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, device)
 
 
 def in_its_own_process(work: Callable[..., Any], *args: Any) -> Any:
@@ -258,10 +292,9 @@ def main(flags: Flags) -> None:
                 reason = str(error).partition("\n")[0][:80] or type(error).__name__
                 print(f"| {num_worlds} | {what} | failed: {reason} | | | |", flush=True)
                 continue
-            bare: What = "render" if what == "render" or what.startswith("pixel") else "physics"
-            if what == "physics":
-                bare = "testspeed"
-            share = f"{done[bare].fastest / now.fastest:.0%} of {bare}" if bare in done and what != bare else ""
+            bare = bare_of(what)
+            left = done[bare].fastest / now.fastest if now.share is None and bare in done else now.share
+            share = f"{left:.0%} of {bare}" if left is not None and what != bare else ""
             memory = f"{(now.device_bytes or now.process_bytes) / 2**30:.1f} GiB"
             rate = num_worlds * flags.steps / now.fastest
             print(f"| {num_worlds} | {what} | {rate:,.0f} | {share} | {now.first:.1f} s | {memory} |", flush=True)

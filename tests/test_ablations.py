@@ -142,7 +142,7 @@ def test_a_finished_run_that_took_its_teachers_grip_is_left(tmp_path: Path) -> N
     flags = Flags(out=tmp_path, teacher=str(PRETRAINED / "insertion-scratch"))
     directory, wanted = flags.directory("pixels", 0), ablations.train_flags(flags, "pixels", 0)
     (directory / "final_model").mkdir(parents=True)
-    trained = dataclasses.replace(configuration(flags, "pixels"), grip_tolerance=0.006)  # as `run.execute` wrote it down
+    trained = dataclasses.replace(configuration(flags, "pixels"), grip_tolerance=0.006)  # as `launch.execute` wrote it down
     (directory / "config.json").write_text(trained.to_json())
     assert ablations.what_is_left(directory, wanted) is None
 

@@ -10,13 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 import eval as eval_command
 import train
-from aloha_jax import cli, run
+from aloha_jax import cli, launch
 from aloha_jax.checkpoints import save_model
 from aloha_jax.config import ConfigError
+from aloha_jax.host import call_host
 from aloha_jax.pixels import RendererUnavailable
 from aloha_jax.policy import Policy, init_params, init_stats
 from aloha_jax.presets import PRESETS
@@ -92,7 +94,7 @@ def refused(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyt
     ],
 )
 def test_train_refuses(refused: Refused, monkeypatch: pytest.MonkeyPatch, args: str, says: str) -> None:
-    monkeypatch.setattr(run, "execute", pytest.fail)
+    monkeypatch.setattr(launch, "execute", pytest.fail)
     assert says in refused(train.main, *args.split())
 
 
@@ -239,7 +241,7 @@ def test_a_renderer_lost_inside_a_callback_is_told_in_one_line(capsys: pytest.Ca
         raise RendererUnavailable("render worker 7 was killed by SIGKILL, the 3rd in a row: free some memory")
 
     with pytest.raises(SystemExit) as end, cli.user_errors(trains=True):
-        jax.jit(lambda x: jax.pure_callback(draw, jax.ShapeDtypeStruct((), x.dtype), x))(1.0).block_until_ready()
+        jax.jit(lambda x: call_host(draw, jax.ShapeDtypeStruct((), x.dtype), x))(jnp.float32(1)).block_until_ready()
     assert end.value.code == 2
     assert capsys.readouterr().err == "error: render worker 7 was killed by SIGKILL, the 3rd in a row: free some memory\n"
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import train
-from aloha_jax import checkpoints, cli, metrics, run, training
+from aloha_jax import checkpoints, cli, launch, metrics, training
 from aloha_jax.config import Config, ConfigError
 from aloha_jax.factory import make_from_config
 from aloha_jax.networks import RunningStats
@@ -149,7 +149,7 @@ def test_two_that_begin_the_same_run_at_once(
             other.enter_context(alone_in(directory))
             return make_from_config(config, *args, **options)
 
-        monkeypatch.setattr(run, "make_from_config", late)
+        monkeypatch.setattr(launch, "make_from_config", late)
         error = refused(capsys, *FLAGS, *STATE, "--log-dir", str(directory), "--overwrite")
         assert f"another training runs in {directory}" in error
 

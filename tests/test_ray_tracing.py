@@ -190,7 +190,7 @@ def test_nothing_leaves_the_device() -> None:
     on_host = small("c", "egl")
     assert on_host.renderer is not None
     on_host.renderer.close()
-    assert "pure_callback" in primitives(on_host)
+    assert {"pure_callback", "buffer_callback"} <= primitives(on_host)  # elsewhere, and on the CPU
 
 
 @pytest.mark.slow

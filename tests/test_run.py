@@ -15,7 +15,7 @@ import jax
 import pytest
 
 import train
-from aloha_jax import checkpoints, cli, evaluation, hints, run, run_directory, training
+from aloha_jax import checkpoints, cli, evaluation, hints, launch, run, run_directory, training
 from aloha_jax.config import Config
 from aloha_jax.metrics import MetricsLogger
 from aloha_jax.presets import PRESETS
@@ -196,7 +196,7 @@ def test_a_run_is_resumed_without_what_only_its_start_needed(resumable: Path, tm
     changes: dict[str, Any] = {"init_from": str(tmp_path / "gone"), "log_dir": str(resumable)}
     saved = dataclasses.replace(Config.load(resumable / "config.json"), **changes)
     with contextlib.ExitStack() as claims:
-        config, env = run._prepare(saved, True, claims)
+        config, env = launch.prepare(saved, True, claims)
         resumed = run.Run(config, resumable, resume=True, quiet=True, env=env)
         resumed.close()
     assert resumed.env_steps == 192
@@ -445,8 +445,8 @@ def test_the_final_report_is_written(state_run: Path, tmp_path: Path, monkeypatc
     directory = Path(shutil.copytree(state_run, tmp_path / "run"))
     config = dataclasses.replace(Config.load(directory / "config.json"), final_eval_episodes=2, final_video=False)
     logger = MetricsLogger(directory, 192, 192, quiet=True)
-    report, video = run.final_evaluation(config, directory, logger)
+    report, video = launch.final_evaluation(config, directory, logger)
     logger.close()
     assert video is None
-    assert seeds == [run.FINAL_SEED]
+    assert seeds == [launch.FINAL_SEED]
     assert json.loads((directory / "eval" / "report.json").read_text())["n_episodes"] == report.n_episodes == 2

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from aloha_jax import checkpoints, origins, run, training
+from aloha_jax import checkpoints, launch, origins, run, training
 from aloha_jax.config import Config, ConfigError
 from aloha_jax.env import Env
 from aloha_jax.factory import make_from_config
@@ -148,7 +148,7 @@ def taught(strict: Policy, tmp_path_factory: pytest.TempPathFactory) -> Config:
     config = dataclasses.replace(
         STUDENT, teacher=str(home / "teacher"), log_dir=str(home / "run"), total_timesteps=128, final_eval_episodes=0
     )
-    run.execute(config)
+    launch.execute(config)
     return config
 
 
@@ -167,9 +167,9 @@ def test_a_run_is_not_resumed_under_another_teacher(taught: Config, strict: Poli
     longer = dataclasses.replace(Config.load(directory / "config.json"), total_timesteps=256)
     checkpoints.save_model(home, Policy(strict.config, jax.tree.map(lambda x: -x, strict.params), strict.stats))
     with pytest.raises(checkpoints.CheckpointError, match=r"--teacher .*teacher is no longer the model"):
-        run.execute(longer, resume=True)
+        launch.execute(longer, resume=True)
     checkpoints.save_model(home, strict)
-    run.execute(longer, resume=True)
+    launch.execute(longer, resume=True)
     assert checkpoints.latest_checkpoint(directory) == directory / "checkpoints" / "256"
 
 
@@ -313,9 +313,9 @@ def test_a_start_that_saw_other_pictures_is_refused_though_its_parameters_fit(
 def test_a_start_that_does_not_fit_is_refused_before_anything_is_written(saved: Path, tmp_path: Path) -> None:
     config = dataclasses.replace(STUDENT, teacher=str(saved), init_from=str(saved), log_dir=str(tmp_path / "run"))
     with pytest.raises(ConfigError, match=r"--init-from .*--network joint here, mirrored there"):
-        run.execute(config)
+        launch.execute(config)
     with pytest.raises(checkpoints.CheckpointError, match=r"--teacher .*nowhere"):
-        run.execute(dataclasses.replace(config, teacher=str(tmp_path / "nowhere")))
+        launch.execute(dataclasses.replace(config, teacher=str(tmp_path / "nowhere")))
     assert not (tmp_path / "run").exists()
 
 
@@ -327,5 +327,5 @@ def test_a_teachers_grip_that_the_run_cannot_have_is_refused_before_anything_is_
     with pytest.raises(
         ConfigError, match=r"--teacher .* brings its --grip-tolerance 0\.006, .* give --grip-height-tolerance None"
     ):
-        run.execute(config)
+        launch.execute(config)
     assert not (tmp_path / "run").exists()

@@ -20,6 +20,7 @@ from gym_aloha.constants import START_ARM_POSE, unnormalize_puppet_gripper_posit
 from numpy.typing import ArrayLike
 
 from aloha_jax.engines import Physics
+from aloha_jax.host import call_host
 from aloha_jax.scene import Scene, scale_dynamics
 from aloha_jax.startup import usable_cores
 
@@ -101,7 +102,7 @@ class CEngine:
             qvel=float_array((num_worlds, model.nv)),
             sensordata=float_array((num_worlds, model.nsensordata)),
         )
-        return cast(Physics, jax.pure_callback(host_function, result, *args))
+        return cast(Physics, call_host(host_function, result, *args))
 
     def _host_reset(self, qpos: ArrayLike, qvel: ArrayLike) -> Physics:
         qpos, qvel = np.asarray(qpos), np.asarray(qvel)

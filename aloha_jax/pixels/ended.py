@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from aloha_jax.host import call_host
 from aloha_jax.pixels import DeviceRenderer, Renderer
 
 FEW = 16  # one world in so many may end in a step before the device draws all of them again
@@ -53,7 +54,8 @@ def _on_device(
 def _on_host(renderer: Renderer, poses: jax.Array, final_poses: jax.Array, ended: jax.Array) -> tuple[jax.Array, jax.Array]:
     frames = jax.ShapeDtypeStruct((poses.shape[0], renderer.height, renderer.width, 3), jnp.uint8)
     draw = functools.partial(draw_now_and_ended, renderer)
-    return jax.pure_callback(draw, (frames, frames), poses, final_poses, ended)
+    now, final = call_host(draw, (frames, frames), poses, final_poses, ended)
+    return now, final
 
 
 def draw_now_and_ended(renderer: Renderer, *arrays: Any) -> tuple[np.ndarray, np.ndarray]:
