@@ -195,18 +195,20 @@ def test_a_disk_that_is_really_full(disk: Path) -> None:
 def test_what_a_failed_save_still_writes_is_removed(tmp_path: Path) -> None:
     """Orbax tells of the first item that failed, while its threads go on with the others."""
     unfinished = tmp_path / "2.orbax-checkpoint-tmp" / "policy"
-    unfinished.mkdir(parents=True)
+    writes = threading.Event()
 
     def go_on_writing(until: float) -> None:
         while time.monotonic() < until:
             with contextlib.suppress(OSError):
                 unfinished.mkdir(parents=True, exist_ok=True)
                 (unfinished / f"{time.monotonic_ns()}").touch()
+            writes.set()
             time.sleep(0.1)  # as a thread does that waits for its disk
 
     writer = CheckpointWriter(tmp_path)
     thread = threading.Thread(target=go_on_writing, args=[time.monotonic() + 0.5])
     thread.start()
+    writes.wait()
     writer.close()
     thread.join()
     assert list(tmp_path.iterdir()) == []
