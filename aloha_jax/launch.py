@@ -1,4 +1,4 @@
-"""A training from what the user asked for to what he finds at its end: checks, directory, run, judge, summary."""
+"""A training, from what was asked for to what is there at its end: checks, directory, run, judge, summary."""
 
 import contextlib
 import dataclasses

@@ -103,7 +103,7 @@ def bare_physics(engine: Engine, flags: Flags, num_worlds: int) -> Callable[[], 
     # The environment's own starts and controls: what arms and objects touch decides how long a step takes.
     env = aloha_jax.make(num_envs=num_worlds)
     starts = env.reset(jax.random.key(0)).qpos
-    actions = jnp.clip(actions_of(num_worlds, flags.steps), env.target_low, env.target_high)
+    actions = jnp.clip(actions_of(num_worlds, flags.steps), env.target_low[None, None], env.target_high[None, None])
     if flags.engine == "c":
         state = np.zeros((num_worlds, mujoco.mj_stateSize(model, mujoco.mjtState.mjSTATE_FULLPHYSICS)))
         state[:, 1 : 1 + model.nq] = starts  # behind the time
@@ -262,7 +262,7 @@ def measure(flags: Flags, num_worlds: int, what: What) -> Measured:
     else:
         work = work_of(flags, num_worlds, what)
         seconds = seconds_of(work, flags.repeats)
-        if flags.paired and (bare := bare_of(what)) != "testspeed":
+        if flags.paired and (bare := bare_of(what)) not in (what, "testspeed"):
             share = paired_share(work_of(flags, num_worlds, bare), work, flags.repeats)
     device = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use", 0)
     return Measured(*seconds, share, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, device)
