@@ -12,8 +12,8 @@ def call_host(function: Callable[..., Any], result: Any, *args: Any) -> Any:
     """`jax.pure_callback`; where the program runs on the CPU without its copies, which take most of a millisecond at every call.
 
     Args:
-        function: pure, from NumPy arrays, which it must neither change nor keep (they may be the program's own memory), to NumPy
-            arrays.
+        function: pure, from arrays that `np.asarray` reads, which it must neither change nor keep (they may be the program's own
+            memory), to NumPy arrays.
         result: a pytree of `jax.ShapeDtypeStruct` like what `function` returns.
         args: pytrees of arrays.
 
@@ -28,6 +28,9 @@ def call_host(function: Callable[..., Any], result: Any, *args: Any) -> Any:
                 raise ValueError(f"{array.dtype}{array.shape} is not {output.dtype}{output.shape}, as was promised")
             np.asarray(output)[...] = array
 
+    # Outside of a program what follows would be compiled anew for every call.
+    if not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args)):
+        return jax.pure_callback(function, result, *args)
     return jax.lax.platform_dependent(
         *args,
         cpu=lambda *args: buffer_callback(fill, result)(*args),

@@ -58,3 +58,16 @@ def writes(x: np.ndarray) -> np.ndarray:
 def test_what_goes_wrong_is_told(function: Callable[..., Any], says: str) -> None:
     with pytest.raises(jax.errors.JaxRuntimeError, match=says):
         compiled(function, THREE)(jnp.zeros(3)).block_until_ready()
+
+
+def test_outside_of_a_program_only_the_first_call_compiles(caplog: pytest.LogCaptureFixture) -> None:
+    def double(x: np.ndarray) -> np.ndarray:
+        return np.asarray(x) * 2
+
+    x = jnp.ones(3)
+    with jax.log_compiles():
+        np.testing.assert_array_equal(call_host(double, THREE, x), [2, 2, 2])
+        assert "Compiling" in caplog.text
+        caplog.clear()
+        call_host(double, THREE, x)
+    assert "Compiling" not in caplog.text
