@@ -1,15 +1,15 @@
 """gym_aloha, changed: other start poses, friction, masses, delays, cameras and light, to see what a policy can bear."""
 
-import copy
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import mujoco
 import numpy as np
 
-from aloha_jax.engines import Engine
-from aloha_jax.engines.c import CEngine
+from aloha_jax.engines.c import CEngine, scaled
 from aloha_jax.env_state import Domain
 from aloha_jax.scene import CAMERA, PEG_QPOS, SOCKET_QPOS, make_scene, scale_dynamics
 
@@ -50,20 +50,8 @@ class Condition:
 
     @property
     def is_ours(self) -> bool:
-        """Whether our own worlds can differ so, too: they have one light, and actions are late by one step at most."""
-        return self.brightness == 1.0 and self.delay <= 1
-
-    def domain(self, num_worlds: int) -> Domain:
-        """Camera and lateness of that many of our worlds."""
-        camera = jnp.tile(jnp.array(self.camera_shift, jnp.float32), (num_worlds, 1)) if any(self.camera_shift) else None
-        return Domain(camera, jnp.ones(num_worlds, bool) if self.delay else None)
-
-    def engine(self, task: str, physics: str) -> Engine:
-        """C MuJoCo with this friction and these masses in all worlds."""
-        scene = make_scene(task, physics)
-        model = copy.copy(scene.model)
-        scale_dynamics(model, self.friction, self.mass)
-        return CEngine(dataclasses.replace(scene, model=model))
+        """Whether our own worlds can differ so, too, whose actions are late by one step at most."""
+        return self.delay <= 1
 
     def start(self, qpos: np.ndarray, seed: int) -> np.ndarray:
         """Joint positions float[30] to start from, given gym_aloha's."""
@@ -79,3 +67,40 @@ class Condition:
 
 
 NOMINAL = Condition()
+
+
+@dataclasses.dataclass(frozen=True)
+class OurWorlds:
+    """Some conditions as our own worlds have them, side by side.
+
+    Attributes:
+        conditions: all that there are.
+    """
+
+    conditions: Sequence[Condition]
+
+    def engine(self, task: str, physics: str) -> CEngine:
+        """C MuJoCo, with a model for each friction and mass."""
+        scene = make_scene(task, physics)
+        return CEngine(scene, models=[scaled(scene.model, friction, mass) for friction, mass in self._dynamics])
+
+    def models(self, worlds: Sequence[Condition]) -> np.ndarray:
+        """int32[N], which of the engine's models each of these worlds is to move under."""
+        return np.array([self._dynamics.index((condition.friction, condition.mass)) for condition in worlds], np.int32)
+
+    def domain(self, worlds: Sequence[Condition]) -> Domain:
+        """Camera and lateness of these worlds."""
+        camera = np.array([condition.camera_shift for condition in worlds], np.float32)
+        late = np.array([condition.delay > 0 for condition in worlds])
+        differ = any(any(condition.camera_shift) for condition in self.conditions), any(c.delay for c in self.conditions)
+        return Domain(*(jnp.asarray(x) if differs else None for x, differs in zip((camera, late), differ, strict=True)))
+
+    def light(self, worlds: Sequence[Condition]) -> jax.Array | None:
+        """float32[N], factors on these worlds' pictures; None if none is to be changed under any condition."""
+        if all(condition.brightness == 1.0 for condition in self.conditions):
+            return None
+        return jnp.array([condition.brightness for condition in worlds], jnp.float32)
+
+    @property
+    def _dynamics(self) -> list[tuple[float, float]]:
+        return list(dict.fromkeys((condition.friction, condition.mass) for condition in self.conditions))

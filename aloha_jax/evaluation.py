@@ -1,30 +1,22 @@
 """Policy x simulator -> report. The judge is the original gym_aloha environment: its physics, its frames, its reward."""
 
-import contextlib
 import dataclasses
-import functools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import jax
 import numpy as np
 
 from aloha_jax import quality
-from aloha_jax.conditions import NOMINAL, Condition
 from aloha_jax.config import Config
-from aloha_jax.env import EPISODE_LENGTH, Env, EnvState
-from aloha_jax.factory import make_from_config
 from aloha_jax.judge import Trajectory, gym_aloha_episodes, require_judge
 from aloha_jax.pixels import frame_to_observation, make_renderer
-from aloha_jax.policy import Policy, act
+from aloha_jax.policy import Policy
 from aloha_jax.tasks.insertion import MAX_LEVEL
+from aloha_jax.trials import engine_episodes
 from aloha_jax.video import compose, write_mp4
-
-AT_ONCE = 64  # episodes that our engines run as one batch
-
 
 # --- Reports -----------------------------------------------------------------------------------------------------------------
 
@@ -120,84 +112,6 @@ def summarize(trajectories: list[Trajectory], simulator: str) -> Report:
     )
 
 
-# --- In our engines ----------------------------------------------------------------------------------------------------------
-
-
-class Abandoned(Exception):
-    """An evaluation was given up because somebody asked for it."""
-
-
-class EngineEvaluator:
-    """Runs a fixed set of seeds as one batch, again and again with new parameters; compiled once."""
-
-    LONGEST_CHUNK = 8  # steps between two looks at whether to go on; in a few of them a process must be able to end
-
-    def __init__(self, config: Config, seeds: list[int], env: Env | None = None, condition: Condition = NOMINAL):
-        self.env = env or make_from_config(config, len(seeds), autoreset=False)
-        self._condition = condition
-        self.start_from(seeds)
-        self._chunk = max(n for n in range(1, self.LONGEST_CHUNK + 1) if self.env.episode_length % n == 0)
-        self._reset = jax.jit(self.env.reset_from)
-        self._run = jax.jit(functools.partial(_engine_steps, config, self.env, self._chunk))
-
-    def start_from(self, seeds: list[int]) -> None:
-        """As many other seeds, from now on."""
-        self._seeds = seeds
-        starts = [self._condition.start(self.env.task.start_from_seed(seed), seed) for seed in seeds]
-        self._starts = np.stack(starts).astype(np.float32)
-
-    def __call__(
-        self, policy: Policy, stochastic: bool = False, interrupted: Callable[[], bool] = lambda: False
-    ) -> tuple[list[Trajectory], np.ndarray]:
-        """The episodes, and each one's sum of the environment's own (training) rewards, float[N].
-
-        Raises:
-            Abandoned: `interrupted` said so, which is asked every few steps.
-        """
-        # Committed to the device, as a training's and a checkpoint's parameters are, and so all that follows from them: else the
-        # first chunk would be compiled for itself.
-        domain = self._condition.domain(len(self._seeds))
-        state, chunks = jax.device_put(self._reset(self._starts, domain=domain), jax.devices()[0]), []
-        ended = np.zeros(len(self._seeds), bool)
-        keys = _keys_of_steps(self._seeds, self.env.episode_length) if stochastic else None
-        for start in range(0, self.env.episode_length, self._chunk):
-            if interrupted():
-                raise Abandoned
-            chunk_keys = None if keys is None else keys[start : start + self._chunk]
-            state, chunk = self._run(policy.params, policy.stats, state, chunk_keys)
-            chunks.append(jax.device_get(chunk))  # waits for it, lest all of them be under way at once
-            ended |= chunks[-1][-1].any(axis=0)
-            if ended.all():
-                break
-        levels, qpos, targets, rewards, done = map(np.concatenate, zip(*chunks, strict=True))
-        ends = np.where(done.any(axis=0), done.argmax(axis=0) + 1, len(done))
-        trajectories = [
-            Trajectory(seed, levels[:end, i], qpos[:end, i], targets[:end, i])
-            for i, (seed, end) in enumerate(zip(self._seeds, ends, strict=True))
-        ]
-        return trajectories, np.array([rewards[:end, i].sum() for i, end in enumerate(ends)])
-
-
-def _keys_of_steps(seeds: list[int], length: int) -> jax.Array:
-    """PRNG keys [length, N], the same as before the judge: an episode's do not depend on those beside it."""
-    keys = jax.vmap(jax.random.key)(np.array(seeds, np.uint32))
-    return jax.vmap(lambda step: jax.vmap(lambda key: jax.random.fold_in(key, step))(keys))(np.arange(length))
-
-
-def _engine_steps(config: Config, env: Env, length: int, params: Any, stats: Any, state: EnvState, keys: jax.Array | None) -> Any:
-    """The next state, and levels [T, N], positions [T, N, 30], targets [T, N, 14], rewards and ends [T, N] of `length` steps."""
-
-    def sampled(obs: Any, key: jax.Array) -> jax.Array:
-        return act(config, params, stats, jax.tree.map(lambda x: x[None], obs), key)[0]
-
-    def step(state: EnvState, keys: jax.Array | None) -> Any:
-        action = act(config, params, stats, state.obs, None) if keys is None else jax.vmap(sampled)(state.obs, keys)
-        state = env.step(state, action)
-        return state, (state.level, state.final_qpos, state.target, state.reward, state.done)
-
-    return jax.lax.scan(step, state, keys, length=length)
-
-
 # --- The whole of it -----------------------------------------------------------------------------------------------------------
 
 
@@ -238,32 +152,6 @@ def evaluate(
     if video is not None:
         film(trajectories[0], policy.config, video)
     return summarize(trajectories, simulator)
-
-
-def engine_episodes(
-    policy: Policy, simulator: str, seeds: list[int], stochastic: bool = False, condition: Condition = NOMINAL
-) -> Iterator[Trajectory]:
-    """Episodes in one of our engines under the policy's own physics, in the order of the seeds, some at a time.
-
-    Args:
-        policy: who acts.
-        simulator: `c` or `mjx`.
-        seeds: an episode's start is that of gym_aloha.
-        stochastic: sample actions instead of taking their mean.
-        condition: how the worlds differ, with `c`; one that `is_ours`.
-    """
-    config = dataclasses.replace(policy.config, engine=cast(Any, simulator), reward="sparse", episode_length=EPISODE_LENGTH)
-    size = min(len(seeds), AT_ONCE)
-    if condition != NOMINAL and (simulator != "c" or not condition.is_ours):
-        raise ValueError(f"{condition} is for --sim {'gym_aloha' if simulator == 'c' else 'c'}")
-    engine = None if condition == NOMINAL else condition.engine(config.task, config.physics)
-    env = make_from_config(config, size, autoreset=False, engine=engine)
-    evaluator = EngineEvaluator(config, seeds[:size], env, condition)
-    with contextlib.closing(evaluator.env):
-        for start in range(0, len(seeds), size):
-            chunk = seeds[start : start + size]
-            evaluator.start_from((chunk + seeds)[:size])  # the last chunk is filled up: fewer worlds would be another program
-            yield from evaluator(policy, stochastic)[0][: len(chunk)]
 
 
 def film(trajectory: Trajectory, config: Config, path: Path) -> None:

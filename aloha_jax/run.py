@@ -16,7 +16,6 @@ from aloha_jax.atomic import replacing
 from aloha_jax.checkpoints import CheckpointError, CheckpointWriter
 from aloha_jax.config import Config
 from aloha_jax.env import Env
-from aloha_jax.evaluation import EngineEvaluator
 from aloha_jax.factory import make_from_config
 from aloha_jax.metrics import MetricsLogger
 from aloha_jax.networks import num_parameters
@@ -27,6 +26,7 @@ from aloha_jax.profiling import Profiler
 from aloha_jax.run_directory import identity, require_same, write_down
 from aloha_jax.signals import Interrupted, StopRequest
 from aloha_jax.training import RunState
+from aloha_jax.trials import Abandoned, EngineEvaluator, Trial
 
 EVALUATION_SEED = 1_000_000  # evaluations during training; those after it start from `launch.FINAL_SEED`
 
@@ -49,8 +49,7 @@ class Run:
         self._identity = identity(directory)
         self.env: Env = env or make_from_config(config)
         eval_env = make_from_config(config, config.eval_episodes, autoreset=False, renderer=self.env.renderer)
-        seeds = [EVALUATION_SEED + i for i in range(config.eval_episodes)]
-        self.evaluator = EngineEvaluator(config, seeds, eval_env)
+        self.evaluator = EngineEvaluator(config, eval_env)
         teacher = origins.load_teacher(config)
         self._teacher_sha256 = None if teacher is None else checkpoints.digest((teacher.params, teacher.stats))
         self.train_step = training.make_train_step(config, self.env, teacher=teacher)
@@ -116,7 +115,7 @@ class Run:
             if stop is not None:
                 stop.nothing_to_save = False
             if self._evaluation_is_due(update):
-                with contextlib.suppress(evaluation.Abandoned):
+                with contextlib.suppress(Abandoned):
                     self._evaluate(update * config.rollout_size, interrupted)
             signum = None if stop is None else stop.signum  # once, for it may come at any time
             if signum or update == config.num_updates or self._crossed(config.checkpoint_freq, update):
@@ -190,17 +189,20 @@ class Run:
     def _evaluate(self, env_steps: int, interrupted: Callable[[], bool] = lambda: False) -> None:
         self._read_metrics()
         policy = self.policy
-        trajectories, train_rewards = self.evaluator(policy, interrupted=interrupted)
+        trials = [Trial(EVALUATION_SEED + i) for i in range(self.config.eval_episodes)]
+        outcomes = list(self.evaluator(policy, trials, interrupted=interrupted))
         self.require_directory()
+        trajectories = [outcome.trajectory for outcome in outcomes]
+        train_reward = float(np.mean([outcome.reward for outcome in outcomes]))
         report = evaluation.summarize(trajectories, "mjx" if self.config.engine == "mjx" else "c")
-        self._score = score(report.n_episodes, report.success_rate, report.mean_max_reward, float(train_rewards.mean()))
+        self._score = score(report.n_episodes, report.success_rate, report.mean_max_reward, train_reward)
         if self._camera is not None:
             self.logger.log_video(env_steps, "eval/video", list(self._camera.render(trajectories[0].qpos[::2])))
         if self._score > self.best_score:
             self.best_score = self._score
             checkpoints.save_model(self.directory / "best_model", policy)
         # Behind the model, for a row says that it has been evaluated: killed in between, a run that is resumed does so again.
-        self.logger.log_evaluation(env_steps, report, float(train_rewards.mean()))
+        self.logger.log_evaluation(env_steps, report, train_reward)
         plots.learning_curve(self.directory)
         self._complain_once()
         self.logger.stop_clock()

@@ -6,6 +6,7 @@ uv run -m benchmarks.grips --model-path pretrained/insertion-state-scratch
 uv run -m benchmarks.grips --model-path runs/pixels-ppo/final_model --n-episodes 128
 """
 
+import contextlib
 import dataclasses
 import itertools
 from typing import NamedTuple
@@ -18,12 +19,13 @@ import tyro
 from aloha_jax import checkpoints, cli
 from aloha_jax.config import Config
 from aloha_jax.engines import make_engine
-from aloha_jax.evaluation import EngineEvaluator
+from aloha_jax.factory import make_from_config
 from aloha_jax.judge import Trajectory
 from aloha_jax.policy import Policy
 from aloha_jax.scene import HALF_WIDTH
 from aloha_jax.tasks import make_task
 from aloha_jax.tasks.potentials import MOUTH, Geometry, peg_in_socket
+from aloha_jax.trials import AT_ONCE, EngineEvaluator, Trial
 
 ARMS = ("socket", "peg")
 STEPS = 120  # of each episode
@@ -125,9 +127,10 @@ def main(flags: Flags) -> None:
     policy = checkpoints.load_policy(flags.model_path)
     cli.require_episodes(flags.n_episodes, flags.seed, 1)
     config = dataclasses.replace(policy.config, engine="c", impl="auto", reward="sparse", episode_length=STEPS)
-    evaluator = EngineEvaluator(config, list(range(flags.seed, flags.seed + flags.n_episodes)))
-    trajectories, _ = evaluator(Policy(config, policy.params, policy.stats))
-    evaluator.env.close()
+    trials = [Trial(flags.seed + i) for i in range(flags.n_episodes)]
+    with contextlib.closing(make_from_config(config, min(flags.n_episodes, AT_ONCE), autoreset=False)) as env:
+        outcomes = EngineEvaluator(config, env)(Policy(config, policy.params, policy.stats), trials)
+        trajectories = [outcome.trajectory for outcome in outcomes]
     lengths = np.array([len(trajectory.levels) for trajectory in trajectories])
     geometry = geometry_along(trajectories, config)
     inserted = np.array([trajectory.levels.max() == 4 for trajectory in trajectories])

@@ -17,7 +17,7 @@ import numpy as np
 import tyro
 
 from aloha_jax import checkpoints, cli
-from aloha_jax.conditions import Condition
+from aloha_jax.conditions import Condition, OurWorlds
 from aloha_jax.config import ConfigError
 from aloha_jax.env import EPISODE_LENGTH, EnvState
 from aloha_jax.evaluation import wilson_interval
@@ -108,8 +108,8 @@ def try_under(policy: Policy, condition: Condition, flags: Flags) -> tuple[int, 
     config = dataclasses.replace(
         policy.config, engine="c", impl="auto", physics="exact", reward="sparse", episode_length=EPISODE_LENGTH
     )
-    engine = condition.engine(config.task, config.physics)
-    env = make_from_config(config, flags.n_episodes, autoreset=False, engine=engine)
+    worlds = OurWorlds([condition])
+    env = make_from_config(config, flags.n_episodes, autoreset=False, engine=worlds.engine(config.task, config.physics))
     seeds = range(flags.seed, flags.seed + flags.n_episodes)
     starts = np.stack([condition.start(env.task.start_from_seed(seed), seed) for seed in seeds]).astype(np.float32)
 
@@ -122,7 +122,7 @@ def try_under(policy: Policy, condition: Condition, flags: Flags) -> tuple[int, 
 
     chunks, ended = [], np.zeros(flags.n_episodes, bool)
     with contextlib.closing(env):
-        state = jax.jit(env.reset_from)(starts, domain=condition.domain(flags.n_episodes))
+        state = jax.jit(env.reset_from)(starts, domain=worlds.domain([condition] * flags.n_episodes))
         while not ended.all():
             state, chunk = steps(state)
             chunks.append(jax.device_get(chunk))
@@ -142,7 +142,7 @@ def main(flags: Flags) -> None:
     if not config.state_coef or config.network != "mirrored" or not config.normalize_obs:
         raise ConfigError(f"{flags.model_path}: predicts no state (--state-coef), or not by a mirrored network that whitens")
     known = CONDITIONS | VISUAL_CONDITIONS
-    tried = named({name: condition for name, condition in known.items() if condition.is_ours}, flags.only)
+    tried = named({name: condition for name, condition in known.items() if condition.brightness == 1.0}, flags.only)
     print("Errors: of half the steps, and of nine tenths.")
     print("| condition | success | fingertips, mm | object, mm | its axis, ° | to the other's end, mm |")
     print("|---" * 6 + "|")

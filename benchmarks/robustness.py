@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from aloha_jax import checkpoints, cli, evaluation, judge
+from aloha_jax import checkpoints, cli, evaluation, judge, trials
 from aloha_jax.conditions import NOMINAL, Condition
 from aloha_jax.config import ConfigError
 from aloha_jax.policy import Policy
@@ -54,7 +54,7 @@ class Flags:
     n_episodes: int = 50
     """Episodes per condition."""
     sim: Literal["gym_aloha", "c"] = "gym_aloha"
-    """The judge, or C MuJoCo with its physics and the policy's own pictures: sooner, and all but brightness."""
+    """The judge, or C MuJoCo with its physics and the policy's own pictures: sooner, all conditions side by side."""
     num_workers: int = 1
     """Processes that run them side by side."""
     seed: int = 4_000_000
@@ -72,8 +72,6 @@ def conditions(flags: Flags, has_pixels: bool) -> dict[str, Condition]:
         ConfigError: --only names none of them.
     """
     known = CONDITIONS | (VISUAL_CONDITIONS if has_pixels else {})
-    if flags.sim != "gym_aloha":
-        known = {name: condition for name, condition in known.items() if condition.is_ours}
     return named(known, flags.only)
 
 
@@ -99,9 +97,7 @@ def episodes_of(flags: Flags, policy: Policy, tried: list[Condition]) -> Iterato
     there = Policy(
         dataclasses.replace(policy.config, engine=flags.sim, impl="auto", physics="exact"), policy.params, policy.stats
     )
-    return itertools.chain.from_iterable(
-        evaluation.engine_episodes(there, flags.sim, seeds, condition=condition) for condition in tried
-    )
+    return trials.engine_episodes(there, flags.sim, seeds, conditions=tried)
 
 
 def main(flags: Flags) -> None:

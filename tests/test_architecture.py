@@ -47,6 +47,7 @@ ORDER = [
     "origins",
     "video",
     "judge",
+    "trials",
     "evaluation",
     "metrics",
     "plots",

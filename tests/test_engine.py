@@ -15,7 +15,7 @@ from gym_aloha.utils import sample_insertion_pose
 from aloha_jax import expert, scene
 from aloha_jax.config import ConfigError
 from aloha_jax.engines import Physics, make_engine
-from aloha_jax.engines.c import CEngine, action_to_ctrl
+from aloha_jax.engines.c import CEngine, action_to_ctrl, variants
 
 NV, NSTATE = 28, 59  # time, 30 positions, 28 velocities
 
@@ -227,7 +227,7 @@ def test_any_number_of_worlds_is_one_call_of_rollout(num_worlds: int, monkeypatc
 def test_worlds_may_differ_in_friction_and_mass() -> None:
     """World i moves under the i-th variant of the model, and after the last under the first, which is the model itself."""
     shared = scene.make_scene(physics="fast")
-    engine = CEngine(shared, friction_factor=2.0, mass_factor=3.0)
+    engine = CEngine(shared, models=variants(shared.model, 2.0, 3.0))
     objects = [shared.model.body(name).id for name in scene.OBJECTS]
     friction = np.array([model.geom_friction[0, 0] / shared.model.geom_friction[0, 0] for model in engine._models])
     mass = np.array([model.body_mass[objects] / shared.model.body_mass[objects] for model in engine._models])
@@ -250,6 +250,9 @@ def test_worlds_may_differ_in_friction_and_mass() -> None:
     fresh = at_rest(engine, qpos)
     begun = engine.reset_where(jnp.arange(count) == 3, run(engine, fresh, actions[:5]), fresh.qpos, fresh.qvel)
     assert_same(run(engine, pick(begun, [3]), actions[:, :1]), pick(together, [3]))
+    # Unless it is told to be another.
+    other = run(engine, engine.under_models(pick(fresh, [0, 1]), jnp.array([3, 1])), actions[:, :2])
+    assert_same(other, pick(together, [3, 1]))
 
 
 def test_mjx_says_that_its_worlds_are_alike() -> None:

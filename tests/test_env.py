@@ -17,10 +17,10 @@ from gym_aloha.constants import normalize_puppet_gripper_position
 import aloha_jax
 from aloha_jax import expert, scene
 from aloha_jax.actions import delta_target, target_limits
-from aloha_jax.conditions import Condition
 from aloha_jax.config import Config
 from aloha_jax.engines import Physics
 from aloha_jax.env import Env, EnvState
+from aloha_jax.env_state import Domain
 from aloha_jax.factory import make, make_from_config
 from aloha_jax.tasks.insertion import Insertion, StartRange
 
@@ -303,12 +303,13 @@ def test_training_may_move_the_camera_each_episode_and_evaluation_never_does() -
         assert state.domain.camera is None
         np.testing.assert_array_equal(state.obs, env.renderer.render(np.asarray(state.qpos)))  # type: ignore[union-attr]
         # Unless it asks for a camera off its place.
-        state = jax.jit(still.reset_from)(state.qpos, domain=Condition(camera_shift=(0.02, -0.01)).domain(8))
+        aside = Domain(jnp.tile(jnp.array([0.02, -0.01]), (8, 1)), None)
+        state = jax.jit(still.reset_from)(state.qpos, domain=aside)
         state = jax.jit(still.step)(state, jnp.zeros((8, 14)))
         poses = np.concatenate([state.qpos, np.tile(np.array([0.02, -0.01], np.float32), (8, 1))], axis=1)
         np.testing.assert_array_equal(state.obs, env.renderer.render(poses))  # type: ignore[union-attr]
         with pytest.raises(ValueError, match="takes a domain with autoreset=False"):
-            env.reset_from(state.qpos, domain=Condition(delay=1).domain(8))
+            env.reset_from(state.qpos, domain=aside)
 
 
 def test_in_late_episodes_the_commands_of_the_step_before_take_effect() -> None:

@@ -18,7 +18,7 @@ import pytest
 from gym_aloha.constants import START_ARM_POSE, normalize_puppet_gripper_position
 from gym_aloha.utils import sample_insertion_pose
 
-from aloha_jax import checkpoints, evaluation, expert, judge, scene
+from aloha_jax import checkpoints, evaluation, expert, judge, scene, trials
 from aloha_jax.actions import DELTA_SCALE
 from aloha_jax.conditions import NOMINAL, Condition
 from aloha_jax.config import Config
@@ -132,32 +132,54 @@ def test_many_episodes_are_run_in_batches_of_one_program(policy: Policy, several
     """Two at a time, the second time with one to spare."""
     evaluators: list[Any] = []
 
-    class Counted(evaluation.EngineEvaluator):
+    class Counted(trials.EngineEvaluator):
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             evaluators.append(self)
 
-    monkeypatch.setattr(evaluation, "EngineEvaluator", Counted)
-    monkeypatch.setattr(evaluation, "AT_ONCE", 2)
+    monkeypatch.setattr(trials, "EngineEvaluator", Counted)
+    monkeypatch.setattr(trials, "AT_ONCE", 2)
     for a, b in zip(several, rollouts_of(policy, "c", 3, seed=5), strict=True):
         np.testing.assert_allclose(a.qpos, b.qpos, atol=1e-4)
     [evaluator] = evaluators
-    assert evaluator._run._cache_size() == 1
+    assert evaluator._begin._cache_size() == evaluator._run._cache_size() == 1
+
+
+def test_where_one_episode_has_ended_the_next_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is what it would be by itself, under its own condition; they come in the order in which they were asked for."""
+    policy = checkpoints.load_policy(str(PRETRAINED / "insertion-state"))
+    traced, run = [], trials._run
+
+    def noted(*args: Any) -> Any:
+        traced.append(args[2])
+        return run(*args)
+
+    monkeypatch.setattr(trials, "_run", noted)
+    monkeypatch.setattr(trials, "AT_ONCE", 2)
+    ice, late = Condition(friction=0.1), Condition(delay=1)  # on ice nothing is held, and an episode takes its 300 steps
+    together = list(trials.engine_episodes(policy, "c", [3, 4], True, [ice, NOMINAL, late]))
+    assert len(traced) == 1
+    assert [trajectory.seed for trajectory in together] == [3, 4] * 3
+    assert [int(trajectory.levels.max()) == 4 for trajectory in together[:4]] == [False, False, True, True]
+    assert [len(trajectory.levels) == 300 for trajectory in together[:4]] == [True, True, False, False]
+    [alone] = trials.engine_episodes(policy, "c", [4], True, [late])
+    np.testing.assert_allclose(together[5].qpos[:30], alone.qpos[:30], atol=1e-3)  # until it touches: then small differences grow
+    np.testing.assert_allclose(together[5].targets[:30], alone.targets[:30], atol=1e-3)
 
 
 def test_an_evaluation_can_be_abandoned_after_a_few_steps(policy: Policy) -> None:
-    evaluator, asked = evaluation.EngineEvaluator(SMALL, [5]), 0
+    evaluator, asked = trials.EngineEvaluator(SMALL, make_from_config(SMALL, 1, autoreset=False)), 0
 
     def interrupted() -> bool:
         nonlocal asked
         asked += 1
         return asked == 2
 
-    with pytest.raises(evaluation.Abandoned):
-        evaluator(policy, interrupted=interrupted)
+    with pytest.raises(trials.Abandoned):
+        list(evaluator(policy, [trials.Trial(5)], interrupted=interrupted))
     assert asked == 2  # not once more after it was told
-    [trajectory], _ = evaluator(policy)
-    assert len(trajectory.levels) == SMALL.episode_length
+    [outcome] = evaluator(policy, [trials.Trial(5)])
+    assert len(outcome.trajectory.levels) == SMALL.episode_length
 
 
 def test_an_evaluation_ends_with_its_last_episode() -> None:
@@ -169,8 +191,10 @@ def test_an_evaluation_ends_with_its_last_episode() -> None:
         asked += 1
         return False
 
-    evaluator: Any = evaluation.EngineEvaluator(dataclasses.replace(policy.config, episode_length=300), [3, 4])
-    trajectories, _ = evaluator(policy, interrupted=interrupted)
+    config = dataclasses.replace(policy.config, episode_length=300)
+    evaluator: Any = trials.EngineEvaluator(config, make_from_config(config, 2, autoreset=False))
+    outcomes = evaluator(policy, [trials.Trial(3), trials.Trial(4)], interrupted=interrupted)
+    trajectories = [outcome.trajectory for outcome in outcomes]
     assert [trajectory.levels[-1] for trajectory in trajectories] == [4, 4]
     longest = max(len(trajectory.levels) for trajectory in trajectories)
     assert min(len(trajectory.levels) for trajectory in trajectories) < longest < 150

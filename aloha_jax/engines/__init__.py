@@ -74,9 +74,10 @@ def make_engine(
     from aloha_jax.scene import make_scene
 
     if name == "c":
-        from aloha_jax.engines.c import CEngine
+        from aloha_jax.engines.c import CEngine, variants
 
-        return CEngine(make_scene(task, physics), friction_factor=friction_factor, mass_factor=mass_factor)
+        scene = make_scene(task, physics)
+        return CEngine(scene, models=variants(scene.model, friction_factor, mass_factor))
     if name != "mjx":
         raise ValueError(f"engine is 'c' or 'mjx', not {name!r}")
     if not friction_factor == mass_factor == 1.0:

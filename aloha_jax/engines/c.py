@@ -8,7 +8,7 @@ Where worlds differ, one column more says under which of the model's variants a 
 import copy
 import functools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import jax
@@ -44,6 +44,13 @@ def action_to_ctrl(action: Any) -> Any:
     return action.__array_namespace__().concat(columns, axis=1)
 
 
+def scaled(model: mujoco.MjModel, friction: float, mass: float) -> mujoco.MjModel:
+    """The same with all friction, and mass and inertia of peg and socket, times these factors."""
+    changed = copy.copy(model)
+    scale_dynamics(changed, friction, mass)
+    return changed
+
+
 def variants(model: mujoco.MjModel, friction_factor: float, mass_factor: float) -> list[mujoco.MjModel]:
     """Models whose friction and mass are those of `model` times factors in 1/f..f, evenly on a logarithmic scale.
 
@@ -56,18 +63,25 @@ def variants(model: mujoco.MjModel, friction_factor: float, mass_factor: float) 
         places = ((VARIANTS // 2 + i * step) % VARIANTS for step in LATTICE_STEPS)
         exponents = (2 * place / (VARIANTS - 1) - 1 for place in places)
         friction, mass = (f**exponent for f, exponent in zip((friction_factor, mass_factor), exponents, strict=True))
-        models.append(copy.copy(model))
-        scale_dynamics(models[-1], friction, mass)
+        models.append(scaled(model, friction, mass))
     return models
 
 
 class CEngine:
-    """The Engine interface over `mujoco.rollout`; of the worlds that `reset` makes the i-th has the i-th variant of the model."""
+    """The Engine interface over `mujoco.rollout`."""
 
-    def __init__(self, scene: Scene, num_threads: int | None = None, friction_factor: float = 1.0, mass_factor: float = 1.0):
+    def __init__(self, scene: Scene, num_threads: int | None = None, models: Sequence[mujoco.MjModel] = ()):
+        """Starts the threads.
+
+        Args:
+            scene: what to simulate.
+            num_threads: that step the worlds; by default one for each core.
+            models: variants of the scene's model, which differ in friction and masses; by default that model alone. Of the worlds
+                that `reset` makes the i-th moves under the i-th of them.
+        """
         self.scene = scene
         model = scene.model
-        self._models = variants(model, friction_factor, mass_factor)
+        self._models = list(models) or [model]
         self._num_threads = num_threads or usable_cores()
         self._pool = mujoco.rollout.Rollout(nthread=self._num_threads)
         self._data = [mujoco.MjData(model) for _ in range(self._num_threads)]
@@ -89,6 +103,12 @@ class CEngine:
             return self._call(self._host_reset_where, mask.shape[0], mask, physics, qpos, qvel)
 
         return jax.lax.cond(mask.any(), reset, lambda: physics)  # most steps reset no world, and a callback takes its time
+
+    def under_models(self, physics: Physics, numbers: jax.Array) -> Physics:
+        """The same worlds, from now on under the variants of the model that have these numbers, int32[N]."""
+        if len(self._models) == 1:
+            return physics
+        return physics._replace(internal=physics.internal.at[:, self._bits_size].set(numbers.astype(jnp.uint32)))
 
     def complaint(self, physics: Physics) -> str | None:
         return None
@@ -139,7 +159,7 @@ class CEngine:
         return Physics(*merged)
 
     def _models_of(self, variant: np.ndarray) -> Any:
-        return [self._models[i] for i in variant] if len(self._models) > 1 else self.scene.model
+        return [self._models[i] for i in variant] if len(self._models) > 1 else self._models[0]
 
     def _sense(self, state: np.ndarray, warmstart: np.ndarray) -> np.ndarray:
         """Sensors of worlds at rest or not; they read positions and which geoms touch, whatever the friction and the masses."""
