@@ -108,9 +108,8 @@ class EngineEvaluator:
     ) -> Iterator[tuple[int, Outcome]]:
         """Numbers of trials, and what came of them."""
         waiting = collections.deque(range(len(trials)))
-        of_world = [
-            trials[0]
-        ] * self._num_worlds  # what a world is on, or has been; at first, where there are too few, that of another
+        # What each world does or did last; at first, where there are fewer trials than worlds, what another does.
+        of_world = [trials[0]] * self._num_worlds
         running: dict[int, int] = {}  # world -> number
         pieces: dict[int, list[Steps]] = {}
         state: EnvState | None = None
