@@ -68,8 +68,8 @@ def test_a_policy_that_is_told_the_state_acts_on_it() -> None:
 
 
 def test_a_policy_that_predicts_nothing_is_told_so() -> None:
-    with pytest.raises(ConfigError, match="insertion-camera: predicts no state"):
-        prediction.main(prediction.Flags(model_path=str(PRETRAINED / "insertion-camera")))
+    with pytest.raises(ConfigError, match="insertion-pixels: predicts no state"):
+        prediction.main(prediction.Flags(model_path=str(PRETRAINED / "insertion-pixels")))
     with pytest.raises(ConfigError, match="--only brightness: occurs in none of as it is; "):
         prediction.main(prediction.Flags(model_path=str(PRETRAINED / "insertion-pixels-robust"), only=("brightness",)))
 
