@@ -74,7 +74,7 @@ class EngineEvaluator:
         Args:
             config: the policy's.
             env: where; with `autoreset=False`. Closed by whoever made it.
-            worlds: the conditions that trials may have; then `env` has this engine.
+            worlds: the conditions that trials may have, if there are others than gym_aloha's; then `env` has the engine of these.
         """
         self._worlds = worlds or OurWorlds([NOMINAL])
         self._env, self._num_worlds = env, env.num_envs
@@ -130,8 +130,8 @@ class EngineEvaluator:
             for world, number in list(running.items()):
                 pieces[world].append(jax.tree.map(lambda x, world=world: x[:, world], steps))
                 if pieces[world][-1].done.any():
-                    yield number, _outcome(trials[number].seed, pieces.pop(world))
                     del running[world]
+                    yield number, _outcome(trials[number].seed, pieces.pop(world))
 
     def _with_fresh(self, state: EnvState | None, of_world: list[Trial], fresh: np.ndarray) -> EnvState:
         """These worlds, of which some begin anew."""
