@@ -34,6 +34,8 @@ EVALUATION_SEED = 1_000_000  # evaluations during training; those after it start
 MAX_BROKEN_UPDATES = 3
 DUMP = "diverged"  # where in the run the state before the last of them is kept
 
+DRAWING_INTERVAL = 30.0  # seconds at least from one drawing of the learning curve to the next: one takes half a second of a core
+
 VIDEO_SHAPE = (120, 160)  # height, width of an evaluation's, where the policy sees no pictures
 
 
@@ -58,6 +60,7 @@ class Run:
         self.best_score = -1.0
         self._score: float | None = None  # of the policy as it stands, if it has been evaluated
         self._complained = False
+        self._last_drawing = time.monotonic()  # of the learning curve; of so young a run there is nothing to draw
         self.profiler = Profiler(config.profile)
         self.broken_updates = 0  # in a row, up to the newest one whose metrics were read
         # Environment steps and metrics, not read yet, of the newest update, and when it was done (on an accelerator: begun).
@@ -65,7 +68,7 @@ class Run:
         records = self._restore() if resume else {}
         initial = None if resume else origins.load_initial(config)
         if initial is not None:
-            average = None if self.state.average is None else _copy(initial.params)
+            average = None if self.state.average is None else training.copy(initial.params)
             self.state = self.state._replace(params=initial.params, stats=initial.stats, average=average)
         # Restored arrays are committed to a device, fresh ones are not: a mixture would compile `train_step` twice.
         self.state = jax.device_put(self.state, jax.devices()[0])
@@ -85,7 +88,7 @@ class Run:
     @property
     def policy(self) -> Policy:
         """The policy as it stands; a copy, for `train_step` donates the original's buffers."""
-        return Policy(self.config, *_copy((self.state.judged, self.state.stats)))
+        return Policy(self.config, *training.copy((self.state.judged, self.state.stats)))
 
     def require_directory(self) -> None:
         """Raises `ConfigError` if it is not where it was."""
@@ -121,11 +124,12 @@ class Run:
             if signum or update == config.num_updates or self._crossed(config.checkpoint_freq, update):
                 self._save()
             if stop is not None and signum is not None:
+                self._draw()
                 raise Interrupted(signum, stop.farewell)
         self._read_metrics()
         self.require_directory()
         checkpoints.save_model(self.directory / "final_model", self.policy)
-        plots.learning_curve(self.directory)
+        self._draw()
 
     def close(self) -> None:
         """Release the renderer, flush the records and wait for the checkpoints under way."""
@@ -147,7 +151,7 @@ class Run:
 
     def _train_step(self, env_steps: int) -> None:
         """One update; its metrics are read later, for reading them now would make the device wait for the host."""
-        before = (_copy(self.state), self._records()) if self.broken_updates else None
+        before = (training.copy(self.state), self._records()) if self.broken_updates else None
         self.profiler.before_update()
         self.state, metrics = self.train_step(self.state)
         self.profiler.after_update(metrics)
@@ -203,9 +207,14 @@ class Run:
             checkpoints.save_model(self.directory / "best_model", policy)
         # Behind the model, for a row says that it has been evaluated: killed in between, a run that is resumed does so again.
         self.logger.log_evaluation(env_steps, report, train_reward)
-        plots.learning_curve(self.directory)
+        if time.monotonic() - self._last_drawing > DRAWING_INTERVAL:
+            self._draw()
         self._complain_once()
         self.logger.stop_clock()
+
+    def _draw(self) -> None:
+        plots.learning_curve(self.directory)
+        self._last_drawing = time.monotonic()
 
     @functools.cached_property
     def _camera(self) -> Renderer | None:
@@ -227,7 +236,7 @@ class Run:
         self._read_metrics()  # what a checkpoint stands for must be on the disk before it: nobody would make it again
         self.logger.flush()
         # Written in the background, while `train_step` donates the original.
-        self._save_to(self.writer, _copy(self.state), self._records(), self._score)
+        self._save_to(self.writer, training.copy(self.state), self._records(), self._score)
         self.logger.stop_clock()
 
     def _records(self) -> dict[str, Any]:
@@ -287,10 +296,6 @@ def score(episodes: int, success_rate: float, mean_level: float, mean_reward: fl
     """Ranks evaluations of so many episodes: by success, then by mean level, then by mean training reward."""
     # Success and mean level move by 1/n at least, what comes after must weigh less: 4 levels of 1/5n, a reward of +-1/11n^2.
     return success_rate + mean_level / (5 * episodes) + float(np.tanh(mean_reward / 50)) / (11 * episodes**2)
-
-
-def _copy(tree: Any) -> Any:
-    return jax.tree.map(lambda x: x.copy(), tree)
 
 
 def _policy_and_rest(state: RunState) -> tuple[Any, Any]:

@@ -84,7 +84,13 @@ def init_run(config: Config, env: Env, network: ActorCritic | None = None) -> Ru
     params = jax.jit(network.init)(params_key, jax.tree.map(lambda x: x[:1], inputs))
     average = params if config.average_decay else None
     run = RunState(params, make_optimizer(config).init(params), stats, state, key, jnp.zeros((), jnp.int32), average)
-    return jax.tree.map(lambda x: x.copy(), run)  # no two leaves share a buffer: `train_step` donates them all
+    return copy(run)  # no two leaves share a buffer: `train_step` donates them all
+
+
+@jax.jit  # one program for all of a tree's leaves
+def copy(tree: Any) -> Any:
+    """The same values in buffers of their own."""
+    return jax.tree.map(jnp.copy, tree)
 
 
 class TrainStep:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import train
-from aloha_jax import checkpoints, cli, run
+from aloha_jax import checkpoints, cli, plots, run
 from aloha_jax.run_directory import prepare_directory
 from aloha_jax.signals import Interrupted, StopRequest
 from tests.crash import assert_same_run, complete_checkpoints, require_whole, rows, start_training
@@ -69,8 +69,11 @@ def test_a_run_that_was_killed_and_then_stopped_ends_as_if_nothing_had_been(
     assert_same_run(run, small_run(tmp_path_factory, flags).directory)
 
 
-def test_a_signal_does_not_wait_for_an_evaluation(tmp_path: Path) -> None:
-    """Nor does it cost one: that is made up for on resume, as above."""
+def test_a_signal_does_not_wait_for_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor does it cost one: that is made up for on resume, as above. Its learning curve is left as it stands."""
+    drawings: list[Path] = []
+    monkeypatch.setattr(run, "DRAWING_INTERVAL", 0.0)
+    monkeypatch.setattr(plots, "learning_curve", drawings.append)
     directory, stop, evaluations = tmp_path / "run", StopRequest("to be continued"), 0
     config, _ = cli.parse_config([*FLAGS, *STATE, "--log-dir", str(directory)])
     training = run.Run(config, prepare_directory(config), quiet=True)
@@ -86,6 +89,7 @@ def test_a_signal_does_not_wait_for_an_evaluation(tmp_path: Path) -> None:
     with contextlib.closing(training), pytest.raises(Interrupted):
         training.train(stop)
     assert [row["env_steps"] for row in rows(directory / "eval" / "evaluations.csv")] == ["0"]
+    assert drawings == [directory] * 2  # after that evaluation and at the end
     assert [path.name for path in complete_checkpoints(directory)] == ["64"]
 
 
