@@ -72,7 +72,6 @@ def test_a_run_that_was_killed_and_then_stopped_ends_as_if_nothing_had_been(
 def test_a_signal_does_not_wait_for_an_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does it cost one: that is made up for on resume, as above. Its learning curve is left as it stands."""
     drawings: list[Path] = []
-    monkeypatch.setattr(run, "DRAWING_INTERVAL", 0.0)
     monkeypatch.setattr(plots, "learning_curve", drawings.append)
     directory, stop, evaluations = tmp_path / "run", StopRequest("to be continued"), 0
     config, _ = cli.parse_config([*FLAGS, *STATE, "--log-dir", str(directory)])
@@ -82,15 +81,16 @@ def test_a_signal_does_not_wait_for_an_evaluation(tmp_path: Path, monkeypatch: p
     def with_a_signal(*args: Any, **options: Any) -> Any:
         nonlocal evaluations
         evaluations += 1
-        stop.signum = signal.SIGTERM if evaluations == 2 else None  # as after 64 steps it begins
+        stop.signum = signal.SIGTERM if evaluations == 3 else None  # as after 128 steps it begins
+        monkeypatch.setattr(run, "DRAWING_INTERVAL", float("inf") if evaluations == 1 else 0.0)
         return evaluate(*args, **options)
 
     training.evaluator = cast(Any, with_a_signal)
     with contextlib.closing(training), pytest.raises(Interrupted):
         training.train(stop)
-    assert [row["env_steps"] for row in rows(directory / "eval" / "evaluations.csv")] == ["0"]
-    assert drawings == [directory] * 2  # after that evaluation and at the end
-    assert [path.name for path in complete_checkpoints(directory)] == ["64"]
+    assert [row["env_steps"] for row in rows(directory / "eval" / "evaluations.csv")] == ["0", "64"]
+    assert drawings == [directory] * 2  # not at 0 steps, too soon; after the second evaluation, and at the end
+    assert [path.name for path in complete_checkpoints(directory)] == ["64", "128"]
 
 
 @pytest.mark.slow
