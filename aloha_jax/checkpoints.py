@@ -32,7 +32,7 @@ from aloha_jax.config import Config, ConfigError
 from aloha_jax.policy import Policy, init_params, init_stats
 
 # Of what a run goes on from; to be raised with every change of `RunState` or of what it is paid for. Policies: FORMAT_VERSION.
-RUN_FORMAT = 9
+RUN_FORMAT = 10
 DIGEST = "policy.sha256"  # in a model directory
 TRASH = ".deleted"  # in `checkpoints`
 

@@ -12,6 +12,7 @@ import numpy as np
 from aloha_jax.engines.c import CEngine, scaled
 from aloha_jax.env_state import Domain
 from aloha_jax.scene import CAMERA, PEG_QPOS, SOCKET_QPOS, make_scene, scale_dynamics
+from aloha_jax.tasks.insertion import pose_error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,8 @@ class Condition:
         delay: control steps by which actions arrive late.
         camera_shift: the top camera is moved by this along x and y, metres, and looks straight down as before.
         brightness: factor on the pictures.
+        pose_noise: metres that objects seem off their place to a policy that sees the state, the standard deviation along each
+            axis; they seem turned, too, by a degree per millimetre.
     """
 
     yaw: float = 0.0
@@ -35,6 +38,7 @@ class Condition:
     delay: int = 0
     camera_shift: tuple[float, float] = (0.0, 0.0)
     brightness: float = 1.0
+    pose_noise: float = 0.0
 
     def change_model(self, physics: Any) -> None:
         """Apply what belongs to the model to gym_aloha's `dm_control` physics, once."""
@@ -60,6 +64,10 @@ class Condition:
             position, yaw = moved[part][:2] + rng.uniform(-self.shift, self.shift, 2), rng.uniform(-self.yaw, self.yaw)
             moved[part] = [*position, moved[part][2], np.cos(yaw / 2), 0, 0, np.sin(yaw / 2)]
         return moved
+
+    def pose_error(self, seed: int) -> np.ndarray:
+        """By how much objects seem off, float32[2, 6], as of `Domain.pose_error`."""
+        return np.asarray(pose_error(self.pose_noise, np.random.default_rng([seed, 1]).normal(size=(2, 6))), np.float32)
 
     def light(self, frame: np.ndarray) -> np.ndarray:
         """A picture uint8[H, W, 3] under this light."""
@@ -88,12 +96,17 @@ class OurWorlds:
         """int32[N], which of the engine's models each of these worlds is to move under."""
         return np.array([self._dynamics.index((condition.friction, condition.mass)) for condition in worlds], np.int32)
 
-    def domain(self, worlds: Sequence[Condition]) -> Domain:
-        """Camera and lateness of these worlds."""
+    def domain(self, worlds: Sequence[Condition], seeds: Sequence[int]) -> Domain:
+        """What is off in these worlds, in the episodes of these seeds."""
         camera = np.array([condition.camera_shift for condition in worlds], np.float32)
         late = np.array([condition.delay > 0 for condition in worlds])
-        differ = any(any(condition.camera_shift) for condition in self.conditions), any(c.delay for c in self.conditions)
-        return Domain(*(jnp.asarray(x) if differs else None for x, differs in zip((camera, late), differ, strict=True)))
+        error = np.stack([condition.pose_error(seed) for condition, seed in zip(worlds, seeds, strict=True)])
+        known = self.conditions
+        return Domain(
+            camera=jnp.asarray(camera) if any(any(condition.camera_shift) for condition in known) else None,
+            late=jnp.asarray(late) if any(condition.delay for condition in known) else None,
+            pose_error=jnp.asarray(error) if any(condition.pose_noise for condition in known) else None,
+        )
 
     def light(self, worlds: Sequence[Condition]) -> jax.Array | None:
         """float32[N], factors on these worlds' pictures; None if none is to be changed under any condition."""

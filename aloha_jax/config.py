@@ -16,6 +16,7 @@ LEARNING_RATE_BOUNDS = (1e-5, 2e-3)  # of the adaptive schedule
 MAX_EPISODES = 100_000  # that are judged at a time
 MIN_BIN = 8  # samples that --advantage-bins leaves for each
 MAX_START_SHIFT = 0.04  # metres; peg and socket, 12 cm long, then start at least 12 cm apart
+MAX_POSE_NOISE = 0.05  # metres; peg and socket are 2 to 5 cm thick
 MAX_CAMERA_SHIFT = 0.2  # metres; the camera hangs 0.8 m above the table
 MAX_DYNAMICS_FACTOR = 4  # on friction and masses
 MAX_LAG = 300  # control steps that --history may look back; gym_aloha's episodes have as many
@@ -83,6 +84,9 @@ class Config(Settings):
             factor = getattr(self, name)
             _require(1 <= factor <= MAX_DYNAMICS_FACTOR, name, f"must lie in 1..{MAX_DYNAMICS_FACTOR}", factor)
             _require(factor == 1 or self.engine != "mjx", name, "needs --engine c: MJX's worlds share one model", factor)
+        noise = f"must lie in 0..{MAX_POSE_NOISE} m"
+        _require(0 <= self.pose_noise <= MAX_POSE_NOISE, "pose_noise", noise, self.pose_noise)
+        _require(not self.pose_noise or not self.has_pixels, "obs", "must be state with --pose-noise", self.obs)
         _require(0 <= self.start_yaw <= 180, "start_yaw", "must lie in 0..180 degrees", self.start_yaw)
         apart = f"must lie in 0..{MAX_START_SHIFT} m, or peg and socket might start in each other"
         _require(0 <= self.start_shift <= MAX_START_SHIFT, "start_shift", apart, self.start_shift)

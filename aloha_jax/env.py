@@ -55,6 +55,7 @@ class Env:
         start_range: StartRange | None = None,
         camera_shift: float = 0.0,
         delay_share: float = 0.0,
+        pose_noise: float = 0.0,
     ):
         self.engine, self.renderer, self.num_envs = engine, renderer, num_envs
         self.task = make_task(task_name, engine.scene, shaping, start_range)
@@ -63,7 +64,7 @@ class Env:
         self._views = Views(self.task, obs, renderer, observe_target, history)
         self.lags = self._views.lags
         self.target_low, self.target_high = target_limits(engine)
-        self._domain = functools.partial(starts.domain, camera_shift, delay_share)
+        self._domain = functools.partial(starts.domain, camera_shift, delay_share, pose_noise)
         self.start_share, self.records = start_share, start_states == "archive"
         self.initial_archive = starts.initial_archive(start_states, engine, self.task, seed)
 
@@ -78,8 +79,8 @@ class Env:
 
         Args:
             qpos: the joint positions.
-            key: seeds what is random: camera and lateness of the first episodes, and all of later ones.
-            domain: camera and lateness, where worlds do not start anew by themselves.
+            key: seeds what is random: what is off in the first episodes, and all of later ones.
+            domain: what is off, where worlds do not start anew by themselves.
 
         Raises:
             ValueError: there are more or fewer positions, or a domain that the next episodes would not have.
@@ -179,9 +180,9 @@ class Env:
         progress = self.task.start_progress(physics)
         clock = jnp.zeros(num_worlds, jnp.int32)
         target = self.task.agent_pos(physics)
-        privileged = self.task.features(physics, target, progress)
-        memory = history.start(history.known(self.obs, self.task.agent_pos(physics), target), self.lags)
         domain = self._domain(keys) if domain is None else domain
+        privileged = self.task.features(physics, target, progress, domain.pose_error)
+        memory = history.start(history.known(self.obs, self.task.agent_pos(physics), target), self.lags)
         now = Moment(physics, target, privileged, memory, domain.camera)
         obs = self._views.now(now)
         return EnvState(
@@ -212,7 +213,7 @@ class Env:
     def _reset_ended(self, state: EnvState) -> tuple[EnvState, Moment, Moment]:
         """Start new episodes where one has ended: the worlds, and what there is to observe of them now and before."""
         final = state.physics
-        final_privileged = self.task.features(final, state.target, state.progress)
+        final_privileged = self.task.features(final, state.target, state.progress, state.domain.pose_error)
         before = Moment(final, state.target, final_privileged, state.history, state.domain.camera)
         if not self.autoreset:
             after = state._replace(privileged=final_privileged, final_privileged=final_privileged, final_qpos=final.qpos)
@@ -228,7 +229,7 @@ class Env:
         fresh = (start_target, self.task.start_progress(physics), jnp.zeros_like(state.clock), start.of_task, memory, domain)
         old = (state.target, state.progress, state.clock, state.next_task_start, state.history, state.domain)
         target, progress, clock, next_task_start, memory, domain = _choose(done, fresh, old)
-        privileged = self.task.features(physics, target, progress)
+        privileged = self.task.features(physics, target, progress, domain.pose_error)
         after = state._replace(
             physics=physics,
             target=target,

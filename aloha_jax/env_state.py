@@ -31,10 +31,13 @@ class Domain(NamedTuple):
     Attributes:
         camera: float32[N, 2], how far the camera is off its place along x and y, metres; None if it never is.
         late: bool[N], whether actions take effect one control step late; None if they never do.
+        pose_error: float32[N, 2, 6], by how much each arm's object seems off to whoever sees the state: metres and a rotation
+            vector in radians, in the arm's frame; None if it is seen as it is.
     """
 
-    camera: jax.Array | None
-    late: jax.Array | None
+    camera: jax.Array | None = None
+    late: jax.Array | None = None
+    pose_error: jax.Array | None = None
 
 
 class EnvState(NamedTuple):

@@ -5,7 +5,7 @@ import typing
 
 import jax
 
-from aloha_jax.config import MAX_CAMERA_SHIFT, MAX_DYNAMICS_FACTOR, MAX_LAG, MAX_START_SHIFT, Config
+from aloha_jax.config import MAX_CAMERA_SHIFT, MAX_DYNAMICS_FACTOR, MAX_LAG, MAX_POSE_NOISE, MAX_START_SHIFT, Config
 from aloha_jax.engines import Engine, make_engine
 from aloha_jax.env import EPISODE_LENGTH, Env
 from aloha_jax.pixels import Renderer, make_renderer
@@ -42,6 +42,7 @@ def make(
     start_range: StartRange | None = None,
     camera_shift: float = 0.0,
     delay_share: float = 0.0,
+    pose_noise: float = 0.0,
     friction_factor: float = 1.0,
     mass_factor: float = 1.0,
 ) -> Env:
@@ -76,6 +77,8 @@ def make(
         start_range: by how much the task's starts exceed gym_aloha's.
         camera_shift: metres, along x and y, by which the camera may be off its place, each episode anew.
         delay_share: share of the episodes in which actions take effect one control step late.
+        pose_noise: with `state`, metres that objects seem off their place, the standard deviation along each axis, each episode
+            anew; they seem turned, too, by a degree per millimetre.
         friction_factor: with the engine `c`, worlds differ in friction, by factors in 1/f..f.
         mass_factor: with the engine `c`, worlds differ in mass and inertia of peg and socket, by factors in 1/f..f.
 
@@ -99,6 +102,7 @@ def make(
         ("image_width", image_width, 1, FRAME_SHAPE[1]),
         ("start_share", start_share, 0, 1),
         ("delay_share", delay_share, 0, 1),
+        ("pose_noise", pose_noise, 0, MAX_POSE_NOISE),  # metres
         ("friction_factor", friction_factor, 1, MAX_DYNAMICS_FACTOR),
         ("mass_factor", mass_factor, 1, MAX_DYNAMICS_FACTOR),
         ("camera_shift", camera_shift, 0, MAX_CAMERA_SHIFT),  # metres
@@ -109,9 +113,13 @@ def make(
     for name, value, low, high in limits:
         if not low <= value <= high:
             raise ValueError(f"{name} lies in {low}..{high}, not {value}")
-    for name, asked in (("history", history), ("observe_target", observe_target), ("camera_shift", camera_shift)):
-        if asked and obs == "state":
-            raise ValueError(f"{name} needs pixels: the state holds all that is to be known")
+    needs = (
+        *(("history", history, "pixels"), ("observe_target", observe_target, "pixels"), ("camera_shift", camera_shift, "pixels")),
+        ("pose_noise", pose_noise, "state"),
+    )
+    for name, asked, seen in needs:
+        if asked and (seen == "state") != (obs == "state"):
+            raise ValueError(f"{name} needs {seen} to be seen, not obs={obs!r}")
     if not isinstance(engine, str) and (friction_factor, mass_factor) != (1.0, 1.0):
         raise ValueError("friction_factor and mass_factor are for an engine that is made here, not for one that is given")
     if obs != "state" and isinstance(renderer, str):
@@ -139,6 +147,7 @@ def make(
         start_range=start_range,
         camera_shift=camera_shift,
         delay_share=delay_share,
+        pose_noise=pose_noise,
     )
 
 
@@ -176,6 +185,7 @@ def make_from_config(
         start_range=StartRange.of(config) if autoreset else None,
         camera_shift=config.camera_shift if autoreset else 0.0,
         delay_share=config.delay_share if autoreset else 0.0,
+        pose_noise=config.pose_noise if autoreset else 0.0,
         friction_factor=config.friction_factor if autoreset else 1.0,
         mass_factor=config.mass_factor if autoreset else 1.0,
     )

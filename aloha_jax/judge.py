@@ -69,12 +69,14 @@ class Controller:
             lambda memory, pos: history.start(pos, config.history) if memory is None else history.push(memory, pos)
         )
 
-    def reset(self, qpos: np.ndarray, qvel: np.ndarray) -> None:
+    def reset(self, qpos: np.ndarray, qvel: np.ndarray, pose_error: np.ndarray | None = None) -> None:
+        """An episode begins, in which objects seem off by float32[2, 6] to policies that see the state (`Domain.pose_error`)."""
         physics = self._exact.reset(jnp.asarray(qpos[None], jnp.float32), jnp.asarray(qvel[None], jnp.float32))
         self._target = self._task.agent_pos(physics)
         if self._policy.config.obs == "state":  # pixels show none of it
             self._progress = self._start_progress(physics)
         self._clock = 0
+        self._pose_error = pose_error
         self._memory: jax.Array | None = None
 
     @property
@@ -88,7 +90,8 @@ class Controller:
         agent_pos = jnp.asarray(observation["agent_pos"], jnp.float32)[None]
         if config.obs == "state":
             obs: Any
-            obs, self._progress = self._features(qpos[None], qvel[None], self._target, self._progress, self._clock)
+            world = qpos[None], qvel[None], self._target, self._progress, self._clock
+            obs, self._progress = self._features(*world, None if self._pose_error is None else self._pose_error[None])
         else:
             pixels = frame_to_observation(observation["pixels"]["top"], config.image_height, config.image_width, config.crop)
             self._memory = self._remember(self._memory, history.known(config.obs, agent_pos, self._target))
@@ -102,13 +105,15 @@ class Controller:
         self._clock += 1
         return self.hold
 
-    def _privileged(self, qpos: Any, qvel: Any, target: jax.Array, progress: Progress, clock: jax.Array) -> Any:
+    def _privileged(
+        self, qpos: Any, qvel: Any, target: jax.Array, progress: Progress, clock: jax.Array, pose_error: jax.Array | None
+    ) -> Any:
         physics: Physics = self._exact.reset(jnp.asarray(qpos, jnp.float32), jnp.asarray(qvel, jnp.float32))
         level = self._task.level(physics)
         failed, no_action = jnp.zeros(1, bool), jnp.zeros((1, 14))
         _, after = self._task.dense(physics, progress, level, failed, no_action)
         progress = jax.tree.map(lambda a, b: jnp.where(clock > 0, a, b), after, progress)
-        return self._task.features(physics, target, progress), progress
+        return self._task.features(physics, target, progress, pose_error), progress
 
 
 def require_judge() -> None:
@@ -138,7 +143,7 @@ class Judge:
         data, controller = self._physics.data, self._controller
         _render_only_what_is_seen(self._env, needed=keep_frames or self._sees)
         observation = self._start(seed)
-        controller.reset(data.qpos, data.qvel)
+        controller.reset(data.qpos, data.qvel, condition.pose_error(seed) if condition.pose_noise else None)
         first = controller.hold
         late = [first] * condition.delay
         levels: list[int] = []

@@ -63,6 +63,9 @@ class Settings:
     """In training worlds differ in friction, by factors in 1/f..f, for f = 2 from half to twice gym_aloha's. Needs C MuJoCo."""
     mass_factor: float = 1.0
     """In training they differ in mass and inertia of peg and socket, likewise."""
+    pose_noise: float = 0.0
+    """With --obs state, metres that objects seem off their place in training, normally distributed, each episode anew; they seem
+    turned, too, by a degree per millimetre."""
     action: Literal["delta", "absolute"] = "delta"
     """Changes of the joint targets, or gym_aloha's absolute joint targets."""
     action_clip: float | None = 3.0

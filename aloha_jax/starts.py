@@ -1,12 +1,14 @@
 """How episodes begin: as the task does, or for a share of them in an archived state; and what is off in them."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
 from aloha_jax.archive import RECORD_PROBABILITY, Archive, draw, empty_archive, expert_archive, record
 from aloha_jax.engines import Engine
 from aloha_jax.env_state import Domain, EnvState, Start
-from aloha_jax.tasks.insertion import Insertion
+from aloha_jax.tasks.insertion import Insertion, pose_error
 
 
 def split(keys: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -37,13 +39,24 @@ def sample(task: Insertion, start_share: float, archive: Archive | None, key: ja
     return Start(qpos, qvel, target, of_task)
 
 
-def domain(camera_shift: float, delay_share: float, keys: jax.Array) -> Domain:
-    """What is off in the coming episode of N worlds: cameras by up to `camera_shift` metres, a share `delay_share` late."""
-    # A fourth and a fifth key beside the three that `sample` makes of the same one.
-    camera_keys, late_keys = (jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys) for i in (3, 4))
-    shift = jax.vmap(lambda key: jax.random.uniform(key, (2,), minval=-camera_shift, maxval=camera_shift))
-    late = jax.vmap(lambda key: jax.random.uniform(key) < delay_share)
-    return Domain(shift(camera_keys) if camera_shift else None, late(late_keys) if delay_share else None)
+def domain(camera_shift: float, delay_share: float, pose_noise: float, keys: jax.Array) -> Domain:
+    """What is off in the coming episode of N worlds.
+
+    Args:
+        camera_shift: cameras are off by up to so many metres.
+        delay_share: the share of them in which actions come late.
+        pose_noise: objects seem off by so many metres, the standard deviation along each axis.
+        keys: [N] PRNG keys.
+    """
+    shift = functools.partial(jax.random.uniform, shape=(2,), minval=-camera_shift, maxval=camera_shift)
+    unit_error = functools.partial(jax.random.normal, shape=(2, 6))
+    # Further keys beside the three that `sample` makes of the same one.
+    camera_keys, late_keys, error_keys = (jax.vmap(lambda key, i=i: jax.random.fold_in(key, i))(keys) for i in (3, 4, 5))
+    return Domain(
+        camera=jax.vmap(shift)(camera_keys) if camera_shift else None,
+        late=jax.vmap(jax.random.uniform)(late_keys) < delay_share if delay_share else None,
+        pose_error=pose_error(pose_noise, jax.vmap(unit_error)(error_keys)) if pose_noise else None,
+    )
 
 
 def record_some(task: Insertion, state: EnvState) -> EnvState:

@@ -138,7 +138,8 @@ class EngineEvaluator:
         starts = [trial.condition.start(self._env.task.start_from_seed(trial.seed), trial.seed) for trial in of_world]
         conditions = [trial.condition for trial in of_world]
         models = self._worlds.models(conditions)
-        begun = self._begin(np.stack(starts).astype(np.float32), self._worlds.domain(conditions), models)
+        domain = self._worlds.domain(conditions, [trial.seed for trial in of_world])
+        begun = self._begin(np.stack(starts).astype(np.float32), domain, models)
         # Committed to the device, as a training's and a checkpoint's parameters are, and so all that follows from them: else the
         # first chunk would be compiled for itself.
         begun = jax.device_put(begun, jax.devices()[0])

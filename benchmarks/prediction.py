@@ -122,7 +122,7 @@ def try_under(policy: Policy, condition: Condition, flags: Flags) -> tuple[int, 
 
     chunks, ended = [], np.zeros(flags.n_episodes, bool)
     with contextlib.closing(env):
-        state = jax.jit(env.reset_from)(starts, domain=worlds.domain([condition] * flags.n_episodes))
+        state = jax.jit(env.reset_from)(starts, domain=worlds.domain([condition] * flags.n_episodes, seeds))
         while not ended.all():
             state, chunk = steps(state)
             chunks.append(jax.device_get(chunk))

@@ -32,7 +32,9 @@ CONDITIONS = {
     "mass x 0.5": Condition(mass=0.5),
     "actions one step late": Condition(delay=1),
 }
-# A policy that does not see the picture does not notice these.
+# A policy that sees pictures does not notice these,
+STATE_CONDITIONS = {f"objects seem {mm} mm and {mm} degrees off": Condition(pose_noise=1e-3 * mm) for mm in (2, 4, 6)}
+# and one that does not, these.
 VISUAL_CONDITIONS = {
     "camera 1 cm along x": Condition(camera_shift=(0.01, 0.0)),
     "camera 1 cm along y": Condition(camera_shift=(0.0, 0.01)),
@@ -71,7 +73,7 @@ def conditions(flags: Flags, has_pixels: bool) -> dict[str, Condition]:
     Raises:
         ConfigError: --only names none of them.
     """
-    known = CONDITIONS | (VISUAL_CONDITIONS if has_pixels else {})
+    known = CONDITIONS | (VISUAL_CONDITIONS if has_pixels else STATE_CONDITIONS)
     return named(known, flags.only)
 
 

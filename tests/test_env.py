@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from gym_aloha.constants import normalize_puppet_gripper_position
+from scipy.spatial.transform import Rotation  # type: ignore[import-untyped]
 
 import aloha_jax
 from aloha_jax import expert, scene
@@ -22,6 +23,7 @@ from aloha_jax.engines import Physics
 from aloha_jax.env import Env, EnvState
 from aloha_jax.env_state import Domain
 from aloha_jax.factory import make, make_from_config
+from aloha_jax.scene import PEG_QPOS, SOCKET_QPOS
 from aloha_jax.tasks.insertion import Insertion, StartRange
 
 HOME = np.array([0, -0.96, 1.16, 0, -0.3, 0, 0.1, 0, -0.96, 1.16, 0, -0.3, 0, 0.1], np.float32)
@@ -340,6 +342,38 @@ def test_training_may_have_late_episodes_and_evaluation_never_has() -> None:
     assert 16 < first.sum() + second.sum() < 48
     evaluation = jax.eval_shape(make_from_config(config, autoreset=False).reset, jax.random.key(0))
     assert evaluation.domain.late is None
+
+
+def test_objects_seem_off_for_an_episode_and_are_where_they_were() -> None:
+    """What is seen of a misplaced object is what would be seen of one that lies there."""
+    config = Config(obs="state", n_envs=64, pose_noise=0.004, episode_length=2)
+    env = make_from_config(config)
+    step, states = jax.jit(env.step), [jax.jit(env.reset)(jax.random.key(0))]
+    for _ in range(2):
+        states.append(step(states[-1], jnp.zeros((64, 14))))
+    first, same, second = (np.asarray(state.domain.pose_error) for state in states)
+    np.testing.assert_array_equal(first, same)
+    assert (first != second).all()
+    errors = np.concatenate([first, second])
+    np.testing.assert_allclose(errors[..., :3].std(), 0.004, rtol=0.15)
+    np.testing.assert_allclose(errors[..., 3:].std(), np.radians(4), rtol=0.15)
+
+    state, features = states[0], jax.jit(env.task.features)
+    true = features(state.physics, state.target, state.progress)
+    placed = state.qpos
+    for part, error, frame in ((SOCKET_QPOS, first[:, 0], 1.0), (PEG_QPOS, first[:, 1], np.array([-1.0, -1.0, 1.0]))):
+        turn = Rotation.from_rotvec(error[:, 3:] * frame) * Rotation.from_quat(np.asarray(placed[:, part][:, [4, 5, 6, 3]]))
+        pose = np.concatenate([placed[:, part][:, :3] + error[:, :3] * frame, turn.as_quat()[:, [3, 0, 1, 2]]], axis=1)
+        placed = placed.at[:, part].set(pose)
+    there = features(state.physics._replace(qpos=placed), state.target, state.progress)
+    np.testing.assert_allclose(state.obs, there, atol=1e-5)
+    assert np.abs(np.asarray(state.obs - true)).max() > 0.01
+    np.testing.assert_array_equal(states[2].final_obs, states[2].final_privileged)
+    last = features(states[2].physics._replace(qpos=states[2].final_qpos), states[1].target, states[1].progress)
+    assert np.abs(np.asarray(states[2].final_obs - last)).max() > 0.01  # an ended episode shows its own errors to the end
+
+    evaluation = jax.eval_shape(make_from_config(config, autoreset=False).reset, jax.random.key(0))
+    assert evaluation.domain.pose_error is None
 
 
 def test_worlds_differ_in_training_and_never_in_evaluation() -> None:
@@ -695,6 +729,8 @@ def test_pictures_are_of_the_worlds_they_belong_to(obs: str) -> None:
         ({"mass_factor": 5.0}, "mass_factor lies in 1..4, not 5.0"),
         ({"start_share": 7.0}, "start_share lies in 0..1, not 7"),
         ({"obs": "pixels", "history": (4, 0)}, "history lies in 1..300, not 0"),
+        ({"pose_noise": -0.001}, "pose_noise lies in 0..0.05, not -0.001"),
+        ({"obs": "pixels", "pose_noise": 0.002}, "pose_noise needs state"),
         ({"obs": "state", "history": (4,)}, "history needs pixels"),
         ({"obs": "state", "observe_target": True}, "observe_target needs pixels"),
         ({"obs": "state", "camera_shift": 0.01}, "camera_shift needs pixels"),

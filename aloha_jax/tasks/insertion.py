@@ -5,7 +5,7 @@ and Russell 1999), and `features` the privileged observation. Everything that be
 frame, in which both arms see the same geometry: origin midway between the arms, x from the arm's base toward the other arm, z up.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -65,9 +65,21 @@ class StartRange(NamedTuple):
         return cls(float(np.deg2rad(config.start_yaw)), config.start_shift)
 
 
+def pose_error(pose_noise: float, unit: Any) -> Any:
+    """By how much objects seem off, float[..., 6] of standard normal numbers: metres, then radians, a degree per millimetre."""
+    scale = np.repeat([pose_noise, np.deg2rad(1e3 * pose_noise)], 3).astype(np.float32)
+    return unit * np.broadcast_to(scale, unit.shape)
+
+
 def _rotation_matrix(quat: jax.Array) -> jax.Array:
     """MuJoCo quaternions float[..., 4] (w first) -> float[..., 3, 3]."""
     return Rotation.from_quat(jnp.roll(quat, -1, axis=-1)).as_matrix()
+
+
+def _misplaced(geometry: Geometry, error: jax.Array) -> Geometry:
+    """With objects where they seem to be."""
+    turn = jax.vmap(jax.vmap(lambda vector: Rotation.from_rotvec(vector).as_matrix()))(error[..., 3:])
+    return geometry._replace(position=geometry.position + error[..., :3], rotation=turn @ geometry.rotation)
 
 
 def _stack_arms(left: jax.Array, right: jax.Array) -> jax.Array:
@@ -232,15 +244,20 @@ class Insertion:
         finger = physics.qpos[:, FINGER_QPOS[arm], None]
         return jnp.concatenate([physics.qpos[:, ARM_QPOS[arm]], normalize_puppet_gripper_position(finger)], axis=1)
 
-    def features(self, physics: Physics, target: jax.Array, progress: Progress) -> jax.Array:
+    def features(self, physics: Physics, target: jax.Array, progress: Progress, pose_error: jax.Array | None = None) -> jax.Array:
         """The privileged observation, float32[N, 142]: one block of 68 per arm in its own frame, then 6 shared by both.
 
         Args:
             physics: N worlds.
             target: float32[N, 14], the arms' current control targets.
             progress: the episodes' progress.
+            pose_error: float32[N, 2, 6], by how much each arm's object seems off its place, as of `Domain`; what is touched and
+                held stays as it is. Observations that are off for an episode: OpenAI et al. 2020, "Learning dexterous in-hand
+                manipulation".
         """
         geometry, touch = self.geometry(physics), self.touches(physics)
+        if pose_error is not None:
+            geometry = _misplaced(geometry, pose_error)
         lift = potentials.raised(geometry) * progress.grasp
         blocks = [
             self._proprioception(physics, target),
