@@ -64,8 +64,8 @@ class Settings:
     mass_factor: float = 1.0
     """In training they differ in mass and inertia of peg and socket, likewise."""
     pose_noise: float = 0.0
-    """With --obs state, metres that objects seem off their place in training, normally distributed, each episode anew; they seem
-    turned, too, by a degree per millimetre."""
+    """With --obs state, metres that objects seem off their place in training, to policy and critic, normally distributed, each
+    episode anew; they seem turned, too, by a degree per millimetre."""
     action: Literal["delta", "absolute"] = "delta"
     """Changes of the joint targets, or gym_aloha's absolute joint targets."""
     action_clip: float | None = 3.0
