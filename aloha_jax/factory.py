@@ -114,7 +114,9 @@ def make(
         if not low <= value <= high:
             raise ValueError(f"{name} lies in {low}..{high}, not {value}")
     needs = (
-        *(("history", history, "pixels"), ("observe_target", observe_target, "pixels"), ("camera_shift", camera_shift, "pixels")),
+        ("history", history, "pixels"),
+        ("observe_target", observe_target, "pixels"),
+        ("camera_shift", camera_shift, "pixels"),
         ("pose_noise", pose_noise, "state"),
     )
     for name, asked, seen in needs:
