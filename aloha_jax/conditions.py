@@ -100,12 +100,13 @@ class OurWorlds:
         """What is off in these worlds, in the episodes of these seeds."""
         camera = np.array([condition.camera_shift for condition in worlds], np.float32)
         late = np.array([condition.delay > 0 for condition in worlds])
-        error = np.stack([condition.pose_error(seed) for condition, seed in zip(worlds, seeds, strict=True)])
         known = self.conditions
+        seem_off = any(condition.pose_noise for condition in known)
+        errors = (condition.pose_error(seed) for condition, seed in zip(worlds, seeds, strict=True))
         return Domain(
             camera=jnp.asarray(camera) if any(any(condition.camera_shift) for condition in known) else None,
             late=jnp.asarray(late) if any(condition.delay for condition in known) else None,
-            pose_error=jnp.asarray(error) if any(condition.pose_noise for condition in known) else None,
+            pose_error=jnp.asarray(np.stack(list(errors))) if seem_off else None,
         )
 
     def light(self, worlds: Sequence[Condition]) -> jax.Array | None:

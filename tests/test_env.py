@@ -3,6 +3,7 @@
 Most of it is seen through a scripted engine, whose physics are looked up in a table, so that what must come out is known.
 """
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Mapping, Sequence
@@ -330,12 +331,18 @@ def test_in_late_episodes_the_commands_of_the_step_before_take_effect() -> None:
     assert np.abs(one.qpos - STARTS[:2]).max() > 0.01
 
 
-def test_training_may_have_late_episodes_and_evaluation_never_has() -> None:
-    config = Config(obs="state", n_envs=64, delay_share=0.25, episode_length=2)
-    env = make_from_config(config)
+def into_the_next_episode(config: Config) -> tuple[Env, list[EnvState]]:
+    """A training's worlds, as they begin, after a step, and after the second one, which ends the episodes."""
+    env = make_from_config(dataclasses.replace(config, episode_length=2))
     step, states = jax.jit(env.step), [jax.jit(env.reset)(jax.random.key(0))]
     for _ in range(2):
-        states.append(step(states[-1], jnp.zeros((64, 14))))
+        states.append(step(states[-1], jnp.zeros((config.n_envs, 14))))
+    return env, states
+
+
+def test_training_may_have_late_episodes_and_evaluation_never_has() -> None:
+    config = Config(obs="state", n_envs=64, delay_share=0.25)
+    _, states = into_the_next_episode(config)
     first, same, second = (np.asarray(state.domain.late) for state in states)
     np.testing.assert_array_equal(first, same)
     assert (first != second).any()
@@ -346,11 +353,8 @@ def test_training_may_have_late_episodes_and_evaluation_never_has() -> None:
 
 def test_objects_seem_off_for_an_episode_and_are_where_they_were() -> None:
     """What is seen of a misplaced object is what would be seen of one that lies there."""
-    config = Config(obs="state", n_envs=64, pose_noise=0.004, episode_length=2)
-    env = make_from_config(config)
-    step, states = jax.jit(env.step), [jax.jit(env.reset)(jax.random.key(0))]
-    for _ in range(2):
-        states.append(step(states[-1], jnp.zeros((64, 14))))
+    config = Config(obs="state", n_envs=64, pose_noise=0.004)
+    env, states = into_the_next_episode(config)
     first, same, second = (np.asarray(state.domain.pose_error) for state in states)
     np.testing.assert_array_equal(first, same)
     assert (first != second).all()
@@ -366,11 +370,15 @@ def test_objects_seem_off_for_an_episode_and_are_where_they_were() -> None:
         pose = np.concatenate([placed[:, part][:, :3] + error[:, :3] * frame, turn.as_quat()[:, [3, 0, 1, 2]]], axis=1)
         placed = placed.at[:, part].set(pose)
     there = features(state.physics._replace(qpos=placed), state.target, state.progress)
-    np.testing.assert_allclose(state.obs, there, atol=1e-5)
-    assert np.abs(np.asarray(state.obs - true)).max() > 0.01
+    np.testing.assert_allclose(state.privileged, there, atol=1e-5)
+    np.testing.assert_array_equal(state.obs, state.privileged)
+    assert np.abs(state.privileged - true).max() > 0.01
     np.testing.assert_array_equal(states[2].final_obs, states[2].final_privileged)
-    last = features(states[2].physics._replace(qpos=states[2].final_qpos), states[1].target, states[1].progress)
-    assert np.abs(np.asarray(states[2].final_obs - last)).max() > 0.01  # an ended episode shows its own errors to the end
+    # An ended episode shows its own errors to the end, the next one others.
+    position, centre = slice(33, 36), np.array([[0.0, 0.5, 0.0]])  # of the left arm's object, the socket, in its frame
+    for obs, qpos, error in ((states[2].final_obs, states[2].final_qpos, first), (states[2].obs, states[2].qpos, second)):
+        true_position = np.asarray(qpos[:, SOCKET_QPOS][:, :3]) - centre
+        np.testing.assert_allclose(np.asarray(obs)[:, position] - true_position, error[:, 0, :3], atol=1e-5)
 
     evaluation = jax.eval_shape(make_from_config(config, autoreset=False).reset, jax.random.key(0))
     assert evaluation.domain.pose_error is None
