@@ -1,7 +1,7 @@
 """PPO in JAX that learns ALOHA peg insertion from camera pixels.
 
-The Python surface: `make` builds a batched environment, `load_policy` loads what `train.py` saved, `make_from_config` builds the
-environment that it was trained in.
+The Python surface (docs/environment.md): `make` builds a batched environment, `load_policy` loads what `train.py` saved,
+`make_from_config` builds the environment that it was trained in.
 """
 
 import importlib
@@ -17,8 +17,10 @@ if TYPE_CHECKING:
     from aloha_jax.env import Env, EnvState
     from aloha_jax.factory import make, make_from_config
     from aloha_jax.policy import Policy
+    from aloha_jax.tasks.insertion import StartRange
+    from aloha_jax.tasks.potentials import Shaping
 
-__all__ = ["Env", "EnvState", "Policy", "load_policy", "make", "make_from_config"]
+__all__ = ["Env", "EnvState", "Policy", "Shaping", "StartRange", "load_policy", "make", "make_from_config"]
 
 # Physics and rendering on the CPU run in host callbacks. With asynchronous dispatch on the CPU backend, a callback can wait for a
 # thread that waits for the callback (jax issues 24255 and 25861). The setting counts only before the first array is made.
@@ -36,6 +38,8 @@ _HOMES = {
     "make_from_config": "factory",
     "Policy": "policy",
     "load_policy": "checkpoints",
+    "Shaping": "tasks.potentials",
+    "StartRange": "tasks.insertion",
 }
 
 

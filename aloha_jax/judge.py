@@ -84,7 +84,9 @@ class Controller:
         """The absolute action float32[14] that keeps the last targets."""
         return np.asarray(self._target[0])
 
-    def __call__(self, observation: dict[str, Any], qpos: np.ndarray, qvel: np.ndarray, key: jax.Array | None) -> np.ndarray:
+    def __call__(
+        self, observation: dict[str, Any], qpos: np.ndarray, qvel: np.ndarray, key: jax.Array | None = None
+    ) -> np.ndarray:
         """The absolute action float32[14] for gym_aloha's observation; `qpos` and `qvel` serve policies that see the state."""
         config = self._policy.config
         agent_pos = jnp.asarray(observation["agent_pos"], jnp.float32)[None]

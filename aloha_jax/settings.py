@@ -77,7 +77,7 @@ class Settings:
     action_change_cost: float = 0.0
     """What the dense reward takes for the squared change of the action (0.01 makes a policy that succeeds smooth)."""
     grip_tolerance: float | None = None
-    """Metres; a hold that far from the nominal grip counts for little. None: in full, or with --teacher as the teacher had it."""
+    """Metres; a hold that far from the nominal grip counts 56 %, far away 30 %. None: all, or with --teacher as its own."""
     grip_height_tolerance: float | None = None
     """Metres; lifting pays half where an object is held that far over or under where fingers on the table take it. None: all."""
     engine: Literal["auto", "c", "mjx"] = "auto"

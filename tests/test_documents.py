@@ -1,4 +1,4 @@
-"""What README.md and pretrained/README.md tell people to type is understood, and gives what they say."""
+"""What documents tell people to type is understood, and gives what they say; what they refer to is there."""
 
 import dataclasses
 import pathlib
@@ -14,6 +14,8 @@ from aloha_jax.config import Config
 
 ROOT = pathlib.Path(__file__).parents[1]
 PRETRAINED = ROOT / "pretrained"
+FOLDERS = (".", "docs", "pretrained", "benchmarks")
+DOCUMENTS = sorted(str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).glob("*.md"))
 MODELS = sorted(path.name for path in PRETRAINED.iterdir() if path.is_dir())
 
 # What a published configuration does not keep as it was in training, or what does not reach the parameters.
@@ -43,6 +45,13 @@ def section(document: str, title: str) -> str:
     return document.split(f"\n## {title}\n")[1].split("\n## ")[0]
 
 
+def anchors(document: str) -> set[str]:
+    """What a link into a document can name: its headings, as GitHub spells them, and anchors of its own."""
+    headings = re.findall(r"^#+ (.+)$", document, re.MULTILINE)
+    spelled = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    return spelled | set(re.findall(r'<a id="([^"]+)">', document))
+
+
 def readme_trainings() -> list[list[str]]:
     scripts = blocks((ROOT / "README.md").read_text(), "sh")
     return [flags for script in scripts if "train.py" in script for flags in trainings(script) if flags != ["--help"]]
@@ -56,9 +65,10 @@ def test_there_is_something_to_test() -> None:
 @pytest.mark.parametrize("flags", readme_trainings(), ids=" ".join)
 def test_the_commands_of_the_readme_are_understood(flags: list[str]) -> None:
     config, _ = cli.parse_config(flags)
-    if config.resume is not None:  # what is resumed there was trained above
-        [first] = [c for c, _ in map(cli.parse_config, readme_trainings()) if c.log_dir == config.resume]
-        assert config.total_timesteps > first.total_timesteps
+    if config.resume is not None:  # what is resumed there was trained above, by `make train` if not by name
+        others = [c for c, _ in map(cli.parse_config, readme_trainings()) if c.resume is None] + [Config()]
+        [first] = [c for c in others if c.log_dir == config.resume]
+        assert "--total-timesteps" not in flags or config.total_timesteps > first.total_timesteps
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -81,3 +91,26 @@ def test_the_python_of_the_readme_inserts_a_peg(monkeypatch: pytest.MonkeyPatch)
     exec(code, scope)
     assert scope["state"].level.max() == 4
     assert scope["state"].terminated.any()
+
+
+def test_the_python_about_the_environment_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    worlds, judged = blocks((ROOT / "docs" / "environment.md").read_text(), "python")
+    monkeypatch.chdir(ROOT)
+    scope: dict[str, Any] = {}
+    exec(worlds, scope)
+    state = scope["state"]
+    assert state.obs["pixels"].shape == (4, 72, 120, 3)
+    assert not state.done.any()
+    exec(judged, scope)
+    assert scope["reward"] == 4
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_a_document_refers_to_what_is_there(document: str) -> None:
+    path = ROOT / document
+    for target in re.findall(r"\]\((?!https?:)([^)\s]+)\)", path.read_text()):
+        file, _, anchor = target.partition("#")
+        other = (path.parent / file).resolve() if file else path
+        assert other.exists(), target
+        if anchor:
+            assert anchor in anchors(other.read_text()), target
