@@ -85,9 +85,10 @@ def parse_config(args: Sequence[str]) -> tuple[Config, set[str]]:
             f"--preset {preset} imitates a teacher: give one, --teacher pretrained/insertion-scratch say, "
             "or learn without one by --preset pixels-ppo"
         )
-    config = dataclasses.replace(config, preset=preset)
-    # A run that is resumed has settings of its own, which need not fit those of the command line.
-    return config if config.resume is not None else config.validate(), given
+    # A run that is resumed has settings of its own, which need not fit those of the command line; `auto` fits any.
+    if config.resume is not None:
+        return config, given
+    return dataclasses.replace(config, preset=preset).validate(), given
 
 
 def choose_device(name: str) -> str:
@@ -126,7 +127,9 @@ def user_errors(trains: bool = False) -> Iterator[None]:
     _print_anything()
     try:
         yield
-    except (ConfigError, CheckpointError, RendererUnavailable, Diverged) as error:
+    except RendererUnavailable as error:
+        _fail(_of_renderer(str(error), trains))
+    except (ConfigError, CheckpointError, Diverged) as error:
         _fail(str(error))
     except Interrupted as error:
         _fail(str(error), error.status)
@@ -137,11 +140,7 @@ def user_errors(trains: bool = False) -> Iterator[None]:
     except MemoryError:
         _fail(out_of_memory)
     except RuntimeError as error:  # JAX's and Warp's
-        if unavailable := re.search(r"RendererUnavailable: (.+)", str(error)):  # raised in a callback
-            _fail(unavailable[1])
-        if not any(words in str(error) for words in ("RESOURCE_EXHAUSTED", "Failed to allocate")):
-            raise
-        _fail(out_of_memory)
+        _fail(_of_runtime(error, trains, out_of_memory))
     except KeyboardInterrupt:
         _fail("interrupted" + ("; if there is a checkpoint, --resume goes on from it" if trains else ""), status=130)
 
@@ -165,7 +164,8 @@ def require_writable(flag: str, path: Path) -> None:
     folder = path.absolute().parent
     if not folder.is_dir():
         raise ConfigError(f"{flag} {path}: there is no such folder")
-    if path.is_dir() or not os.access(folder, os.W_OK):
+    in_place = path.exists() and not path.is_file()  # a terminal or a pipe: nothing is made in its folder
+    if path.is_dir() or not os.access(path if in_place else folder, os.W_OK):
         raise ConfigError(f"{flag} {path} is a folder, or cannot be written")
 
 
@@ -182,6 +182,21 @@ def _of_storage(error: OSError) -> str:
         raise error
     place = f": {error.filename}" if error.filename else ""
     return f"{error.strerror}{place}: {STORAGE_ERRORS[error.errno]}"
+
+
+def _of_renderer(message: str, trains: bool) -> str:
+    """Why nothing can be drawn, and, to whoever trains, what does without."""
+    without = "; --renderer warp with --final-eval-episodes 0 trains without OpenGL"
+    return message + (without if trains and "OpenGL" in message else "")
+
+
+def _of_runtime(error: RuntimeError, trains: bool, out_of_memory: str) -> str:
+    """What JAX and Warp say of a machine's limits; any other error is a bug, and raised again."""
+    if unavailable := re.search(r"RendererUnavailable: (.+)", str(error)):  # raised in a callback
+        return _of_renderer(unavailable[1], trains)
+    if not any(words in str(error) for words in ("RESOURCE_EXHAUSTED", "Failed to allocate")):
+        raise error
+    return out_of_memory
 
 
 def _print_into_the_void() -> None:

@@ -1,7 +1,6 @@
 """The functional, batched environment: `reset` and `step` are pure functions of `EnvState`, usable under `jit` and `scan`."""
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ from jax.typing import ArrayLike
 
 from aloha_jax import history, starts
 from aloha_jax.actions import DELTA_SCALE, delta_target, target_limits
-from aloha_jax.engines import Engine, Physics
+from aloha_jax.engines import Engine, Physics, choose
 from aloha_jax.env_state import Domain, EnvState, Episode, Moment, Observation
 from aloha_jax.pixels import Renderer
 from aloha_jax.tasks import make_task
@@ -20,11 +19,6 @@ from aloha_jax.views import Views
 __all__ = ["Env", "EnvState", "Episode", "Observation"]
 
 EPISODE_LENGTH = 300  # control steps; gym_aloha's registered time limit
-
-
-def _choose(mask: jax.Array, new: Any, old: Any) -> Any:
-    """`new` where bool[N] `mask` holds, else `old`, for every array of two like pytrees."""
-    return jax.tree.map(lambda a, b: jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b), new, old)
 
 
 # Products of matrices as precise as their factors, where a GPU would round those to 10 bits (TF32): a peg is 2 cm wide.
@@ -133,11 +127,11 @@ class Env:
             raise ValueError(f"step wants actions of shape {expected}, not {action.shape}")
         target = self.next_target(state.target, self.task.agent_pos(state.physics), action)
         late = state.domain.late
-        physics = self.engine.step(state.physics, target if late is None else _choose(late, state.target, target))
+        physics = self.engine.step(state.physics, target if late is None else choose(late, state.target, target))
         invalid = ~jnp.isfinite(physics.qpos).all(axis=1) | ~(jnp.abs(physics.qvel) < 1e3).all(axis=1)
         invalid |= ~jnp.isfinite(target).all(axis=1)  # MuJoCo ignores such a control, but it would stay in the observation
         # The last good state ends the episode.
-        physics, target = _choose(invalid, (state.physics, state.target), (physics, target))
+        physics, target = choose(invalid, (state.physics, state.target), (physics, target))
         level = jnp.where(invalid, 0, self.task.level(physics))
 
         lost = self.task.lost(physics) & (self.reward == "dense")
@@ -148,7 +142,7 @@ class Env:
         change = action if self.action == "delta" else (action - state.target) / jnp.array(DELTA_SCALE)[None]
         arm_reward, progress = self._reward(state, physics, level, lost, change)
         arm_reward = jnp.where(invalid[:, None], 0.0, arm_reward)
-        progress = _choose(invalid, state.progress, progress)
+        progress = choose(invalid, state.progress, progress)
         reward = arm_reward.sum(axis=1)
         after = state._replace(
             physics=physics,
@@ -228,7 +222,7 @@ class Env:
         domain = self._domain(start_keys)
         fresh = (start_target, self.task.start_progress(physics), jnp.zeros_like(state.clock), start.of_task, memory, domain)
         old = (state.target, state.progress, state.clock, state.next_task_start, state.history, state.domain)
-        target, progress, clock, next_task_start, memory, domain = _choose(done, fresh, old)
+        target, progress, clock, next_task_start, memory, domain = choose(done, fresh, old)
         privileged = self.task.features(physics, target, progress, domain.pose_error)
         after = state._replace(
             physics=physics,
@@ -260,5 +254,5 @@ class Env:
 
     def _episode(self, state: EnvState, reward: jax.Array, level: jax.Array) -> Episode:
         fresh = jax.tree.map(jnp.zeros_like, state.episode)
-        before = _choose(state.done, fresh, state.episode) if self.autoreset else state.episode
+        before = choose(state.done, fresh, state.episode) if self.autoreset else state.episode
         return Episode(before.total_reward + reward, before.length + 1, jnp.maximum(before.best_level, level))

@@ -3,20 +3,23 @@
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from aloha_jax import quality
+from aloha_jax.conditions import NOMINAL, Condition
 from aloha_jax.config import Config
 from aloha_jax.judge import Trajectory, gym_aloha_episodes, require_judge
 from aloha_jax.pixels import frame_to_observation, make_renderer
 from aloha_jax.policy import Policy
+from aloha_jax.scene import FRAME_SHAPE
 from aloha_jax.tasks.insertion import MAX_LEVEL
 from aloha_jax.trials import engine_episodes
 from aloha_jax.video import compose, write_mp4
+from aloha_jax.visual import Crop
 
 # --- Reports -----------------------------------------------------------------------------------------------------------------
 
@@ -154,18 +157,37 @@ def evaluate(
     return summarize(trajectories, simulator)
 
 
-def film(trajectory: Trajectory, config: Config, path: Path) -> None:
-    """Write one episode as an mp4; frames that the simulator did not keep are rendered from the joint positions."""
-    frames = trajectory.frames
-    if frames is None:
-        with make_renderer("egl", config.task, 480, 640, None, quality="exact") as renderer:
-            frames = list(renderer.render(trajectory.qpos))
+def film(trajectory: Trajectory, config: Config, path: Path, condition: Condition = NOMINAL) -> None:
+    """Write one episode as an mp4; frames that the simulator did not keep are rendered from the joint positions.
+
+    Args:
+        trajectory: the episode.
+        config: of the policy, whose view is shown beside.
+        path: of the film.
+        condition: how the world differed from gym_aloha's, whose camera and light frames that are rendered here have.
+    """
+    size, crop = (config.image_height, config.image_width), config.crop
+    views: Sequence[np.ndarray] | None = None
+    if trajectory.frames is not None:
+        frames = trajectory.frames
+        if config.has_pixels:
+            views = [frame_to_observation(frame, *size, crop) for frame in frames]
+    else:
+        camera = np.tile(condition.camera_shift, (len(trajectory.qpos), 1))
+        poses = np.concatenate([trajectory.qpos, camera], axis=1)
+
+        def drawn(name: str, size: tuple[int, int], crop: Crop | None, quality: str) -> list[np.ndarray]:
+            with make_renderer(name, config.task, *size, crop, quality=quality) as renderer:
+                return [condition.light(picture) for picture in renderer.render(poses)]
+
+        frames = drawn("egl", FRAME_SHAPE, None, "exact")
+        if config.has_pixels:  # what it saw was not cut from such frames
+            views = drawn(config.renderer, size, crop, config.render_quality)
     best = np.maximum.accumulate(trajectory.levels)
 
     def picture(step: int) -> np.ndarray:
-        frame = frames[step]
-        view = frame_to_observation(frame, config.image_height, config.image_width, config.crop) if config.has_pixels else None
-        return compose(frame, view, step + 1, int(trajectory.levels[step]), int(best[step]))
+        view = None if views is None else views[step]
+        return compose(frames[step], view, step + 1, int(trajectory.levels[step]), int(best[step]))
 
     # Hold the last picture for a second, so that one can see how it ended.
     steps = list(range(len(frames))) + [len(frames) - 1] * 50

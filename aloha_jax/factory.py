@@ -7,6 +7,7 @@ import jax
 
 from aloha_jax.config import MAX_CAMERA_SHIFT, MAX_DYNAMICS_FACTOR, MAX_LAG, MAX_POSE_NOISE, MAX_START_SHIFT, Config
 from aloha_jax.engines import Engine, make_engine
+from aloha_jax.engines.c import CEngine
 from aloha_jax.env import EPISODE_LENGTH, Env
 from aloha_jax.pixels import Renderer, make_renderer
 from aloha_jax.scene import FRAME_SHAPE
@@ -124,12 +125,12 @@ def make(
             raise ValueError(f"{name} needs {seen} to be seen, not obs={obs!r}")
     if not isinstance(engine, str) and (friction_factor, mass_factor) != (1.0, 1.0):
         raise ValueError("friction_factor and mass_factor are for an engine that is made here, not for one that is given")
-    if obs != "state" and isinstance(renderer, str):
-        on_gpu = engine == "mjx" and jax.default_backend() == "gpu"
-        renderer = make_renderer(renderer, task, image_height, image_width, crop, quality=render_quality, on_gpu=on_gpu)
     if isinstance(engine, str):
         factors = {"friction_factor": friction_factor, "mass_factor": mass_factor}
         engine = make_engine("c" if engine == "auto" else engine, task, physics, impl, **factors)
+    if obs != "state" and isinstance(renderer, str):
+        on_gpu = not isinstance(engine, CEngine) and jax.default_backend() == "gpu"
+        renderer = make_renderer(renderer, task, image_height, image_width, crop, quality=render_quality, on_gpu=on_gpu)
     return Env(
         engine,
         task,

@@ -19,7 +19,10 @@ def register() -> None:
 
 
 class AlohaVectorEnv(VectorEnv):
-    """N worlds with NumPy in and out; ended episodes are reset in the same step, their last observation is `infos["final_obs"]`.
+    """N worlds with NumPy in and out; ended episodes are reset in the same step.
+
+    What their last step had is in `infos["final_obs"]`, an observation per world (None where none has ended), and
+    `infos["final_info"]`, as Gymnasium's own vector environments have it.
 
     Args:
         num_envs: number of worlds.
@@ -54,7 +57,13 @@ class AlohaVectorEnv(VectorEnv):
         self.action_space = gymnasium.vector.utils.batch_space(self.single_action_space, num_envs)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Start every world anew; `options={"qpos": float[N, 30]}` from given joint positions."""
+        """Start every world anew; `options={"qpos": float[N, 30]}` from given joint positions.
+
+        Raises:
+            TypeError: `seed` is not one number, for all worlds.
+        """
+        if seed is not None and not isinstance(seed, int | np.integer):
+            raise TypeError(f"reset takes one seed for all worlds, an int, not {seed!r}")
         if seed is not None or self._key is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
             self._key = self._jax.random.key(seed)
@@ -69,9 +78,10 @@ class AlohaVectorEnv(VectorEnv):
             raise gymnasium.error.ResetNeeded("call reset() before step()")
         self._state = state = self._step(self._state, np.asarray(actions, np.float32))
         level, done = self._host(state.level), self._host(state.done)
-        infos: dict[str, Any] = {"level": level, "is_success": level == self._env.task.num_levels}
+        infos = _masked({"level": level, "is_success": level == self._env.task.num_levels}, np.ones_like(done))
         if done.any():
-            infos["final_obs"], infos["_final_obs"] = self._host(state.final_obs), done
+            final = {"final_obs": self._per_world(self._host(state.final_obs), done), "final_info": _masked(infos, done)}
+            infos |= _masked(final, done)
         reward, terminated, truncated = (self._host(x) for x in (state.reward, state.terminated, state.truncated))
         return self._host(state.obs), reward, terminated, truncated, infos
 
@@ -82,11 +92,23 @@ class AlohaVectorEnv(VectorEnv):
     def _host(self, arrays: Any) -> Any:
         return self._jax.tree.map(np.array, arrays)  # copies: a view of JAX's is read-only, and wrappers write into these
 
+    def _per_world(self, batch: Any, chosen: np.ndarray) -> np.ndarray:
+        """An array of observations, None where no world is chosen."""
+        each = np.full(self.num_envs, None, dtype=object)
+        for world in np.flatnonzero(chosen):
+            each[world] = self._jax.tree.map(lambda x: x[world].copy(), batch)  # noqa: B023 - called at once
+        return each
+
     def _observation_space(self) -> gymnasium.Space:
         """Of one world; shapes and types are those of what a reset would give."""
         obs = self._jax.eval_shape(self._env.reset, self._jax.random.key(0)).obs
         spaces = self._jax.tree.map(_box, obs)
         return gymnasium.spaces.Dict(spaces) if isinstance(spaces, dict) else spaces
+
+
+def _masked(infos: dict[str, Any], present: np.ndarray) -> dict[str, Any]:
+    """With bool[N] `present` beside each info, under its name after an underscore, as Gymnasium has it."""
+    return {k: v for name, info in infos.items() if name[0] != "_" for k, v in ((name, info), (f"_{name}", present.copy()))}
 
 
 def _box(batch: Any) -> gymnasium.spaces.Box:

@@ -1,6 +1,7 @@
 """What is probably not meant, told before a run starts, with what to do about it."""
 
 import os
+from collections.abc import Sequence
 
 from aloha_jax.config import Config
 from aloha_jax.presets import PRESETS
@@ -9,7 +10,10 @@ from aloha_jax.settings import WORK_AREA
 from aloha_jax.visual import Crop
 
 MIRROR_SLACK = 16  # pixels of the frame by which the arms' views may be apart: a network does not mind two of its own
-OF_PPO = ("reward", "action_cost", "action_change_cost", "gamma", "gae_lambda", "clip_range", "ent_coef")
+OF_THE_CRITIC = ("reward", "action_cost", "action_change_cost", "grip_height_tolerance", "gamma", "gae_lambda", "clip_range_vf")
+OF_PPO = ("clip_range", "ent_coef", "normalize_advantage", "advantage_bins")
+OF_THE_DENSE_REWARD = ("action_cost", "action_change_cost", "grip_height_tolerance")
+OF_PICTURES = ("renderer", "render_quality", "image_height", "image_width", "crop", "conv", "features_dim")
 
 
 def idle_gpu(config: Config, platform: str, gpus: int) -> str | None:
@@ -64,15 +68,32 @@ def silent_teacher(config: Config) -> str | None:
 
 def unheard_reward(config: Config) -> str | None:
     """If what PPO learns by was changed, and the policy imitates only."""
-    preset = PRESETS.get(config.preset)
-    changed = [name for name in OF_PPO if preset is not None and getattr(config, name) != getattr(preset, name)]
+    changed = _changed(config, OF_THE_CRITIC)
     if config.ppo_coef > 0 or not changed:
         return None
-    flags = " and ".join(f"--{name.replace('_', '-')}" for name in changed)
     return (
-        f"with --ppo-coef 0 the policy imitates its teacher, and {flags} change only what the critic learns: "
+        f"with --ppo-coef 0 the policy imitates its teacher, and {changed} change only what the critic learns: "
         "--preset pixels-ppo or state learns by reward"
     )
+
+
+def idle_settings(config: Config) -> str | None:
+    """If settings were changed that, under the others, nothing reads."""
+    rules = (
+        (config.start_states == "task", ("start_share",), "--start-states task"),
+        (config.reward != "dense", OF_THE_DENSE_REWARD, f"--reward {config.reward}"),
+        (not config.has_pixels, OF_PICTURES, "--obs state"),
+        (config.ppo_coef == 0, OF_PPO, "--ppo-coef 0"),
+    )
+    idle = [f"{changed} with {why}" for holds, names, why in rules if holds and (changed := _changed(config, names))]
+    return f"without effect: {'; '.join(idle)}" if idle else None
+
+
+def _changed(config: Config, names: Sequence[str]) -> str:
+    """Flags of those settings that are not the preset's, in words."""
+    preset = PRESETS.get(config.preset, config)
+    changed = [name for name in names if getattr(config, name) != getattr(preset, name)]
+    return " and ".join(f"--{name.replace('_', '-')}" for name in changed)
 
 
 def _centre(crop: Crop) -> tuple[float, float]:

@@ -22,14 +22,14 @@ class Transition(NamedTuple):
 
     Attributes:
         inputs: network inputs before the step, normalised; pixels as uint8.
-        action: float32[..., 14] or, per arm, [..., 2, 7], as sampled.
+        action: float32[..., 14] or, per arm, [..., 2, 7], as the policy sampled it; executed where `own`.
         log_prob: float32[...], of the action when it was sampled.
         value: float32[...], before the step.
         final_value: float32[...], value of the final observation; meaningful only where `truncated`.
         reward: float32[...].
         terminated: bool[...], the episode ended and nothing follows.
         truncated: bool[...], the episode was cut and would have gone on.
-        own: bool[...], whether the policy itself chose the action.
+        own: bool[...], whether the policy's action was executed, not the teacher's; None without a teacher.
         teacher_action: float32[..., 14], what the teacher would have done; None without a teacher.
     """
 
@@ -80,7 +80,7 @@ class Hyperparameters(NamedTuple):
         batch_size: samples of a minibatch.
         microbatch_size: samples whose gradients are computed at a time; summed to the minibatch's gradient. Bounds memory only.
         clip_range: epsilon of the clipped objective (equation 7).
-        clip_range_vf: clips the change of the value likewise; None: not.
+        clip_range_vf: clips the change of the value, as Stable-Baselines3 does, without the maximum of the two losses; None: not.
         vf_coef: weight of the value loss (c1 of equation 9).
         ent_coef: weight of the entropy bonus (c2 of equation 9).
         target_kl: the update stops when the approximate KL divergence exceeds 1.5 times this; None: never.
@@ -163,7 +163,9 @@ def loss(
     weight: jax.Array | float = 1.0
     if batch.own is not None:
         weight = _beside(batch.own.astype(jnp.float32), log_ratio)
-        log_ratio = jnp.where(weight > 0, log_ratio, 0.0)  # what the teacher did may be as good as impossible
+        log_ratio = jnp.where(
+            weight > 0, log_ratio, 0.0
+        )  # where the teacher acted a ratio may overflow, and 0 times that is no number
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1 - hp.clip_range, 1 + hp.clip_range)
     policy_loss = -(weight * jnp.minimum(ratio * batch.advantage, clipped * batch.advantage)).mean()

@@ -185,7 +185,7 @@ def _whole(first: EnvState, second: EnvState) -> EnvState:
 
 
 def inputs_of(config: Config, obs: Observation, privileged: jax.Array) -> dict[str, jax.Array]:
-    """What the networks see: the observation, and the simulator's state if a privileged critic does not see it anyway."""
+    """What the networks see: the observation, and, for a privileged critic, the simulator's state."""
     return as_inputs(obs, privileged if config.privileged_critic else None)
 
 

@@ -275,6 +275,7 @@ class Run:
             hints.lopsided_crop(config),
             hints.silent_teacher(config),
             hints.unheard_reward(config),
+            hints.idle_settings(config),
         ]
         if isinstance(self.env.renderer, EglRenderer):
             console.print(f"OpenGL renderer: {self.env.renderer.gl_renderer}")

@@ -13,6 +13,7 @@ import numpy as np
 
 from aloha_jax.conditions import NOMINAL, Condition, OurWorlds
 from aloha_jax.config import Config
+from aloha_jax.engines import choose
 from aloha_jax.engines.c import CEngine
 from aloha_jax.env import EPISODE_LENGTH, Env, EnvState
 from aloha_jax.env_state import Domain, Observation
@@ -152,11 +153,8 @@ def _begin(env: Env, starts: jax.Array, domain: Domain, models: jax.Array) -> En
 
 
 def _replace(fresh: jax.Array, begun: EnvState, state: EnvState) -> EnvState:
-    def choose(new: jax.Array, old: jax.Array) -> jax.Array:
-        return jnp.where(fresh.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
     names = [name for name in EnvState._fields if name != "key"]  # without autoreset nobody draws from that
-    return state._replace(**{name: jax.tree.map(choose, getattr(begun, name), getattr(state, name)) for name in names})
+    return state._replace(**{name: choose(fresh, getattr(begun, name), getattr(state, name)) for name in names})
 
 
 def lit(obs: Observation, light: jax.Array | None) -> dict[str, jax.Array]:

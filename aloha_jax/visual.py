@@ -39,7 +39,7 @@ HANDS = ("gripper_bar", "gripper_finger")  # in the names of their meshes
 
 # Of a matte table that looks like OpenGL's 0.2 with highlights at its corners: at its far edge and at its near one.
 TABLE_GREYS = (0.204, 0.248)
-TABLE_STRIPS = 16  # one for each of the 256 levels between them
+TABLE_STRIPS = 16  # steps of less than one of 256 levels
 
 
 def make_visual_model(

@@ -108,7 +108,7 @@ class Flags:
     total_timesteps: int | None = None
     """Environment steps of every training; by default those of the preset."""
     evaluations: int = 10
-    """During each training, beside the one of the untrained policy. One costs as much as 7,680 environment steps."""
+    """During each training, beside the one of the untrained policy. One costs its 64 episodes' steps."""
     teacher: str | None = None
     """A run or model trained with --obs state, for those that see pixels."""
     out: Path = Path("runs/ablations")

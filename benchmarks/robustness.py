@@ -115,10 +115,12 @@ def main(flags: Flags) -> None:
     if flags.json is not None:
         cli.require_writable("--json", flags.json)
     found, judged = {}, episodes_of(flags, policy, list(tried.values()))
+    print("| condition | success | 95 % interval | clean |\n|---|---|---|---|", flush=True)
     for name in tried:
         episodes = list(itertools.islice(judged, flags.n_episodes))
         if flags.videos is not None:
-            evaluation.film(episodes[0], policy.config, flags.videos / f"{re.sub('[^a-z0-9.]+', '-', name)}.mp4")
+            film = flags.videos / f"{re.sub('[^a-z0-9.]+', '-', name)}.mp4"
+            evaluation.film(episodes[0], policy.config, film, tried[name])
         report = evaluation.summarize(episodes, flags.sim)
         low, high = report.success_interval
         found[name] = {"success_rate": report.success_rate, "success_interval": [low, high], "clean_rate": report.clean_rate}

@@ -148,7 +148,8 @@ def main(flags: Flags, train_args: list[str]) -> int:
     started = None
     if train_args:
         log_dir = ["--log-dir", str(flags.run)] if flags.run else []
-        started = subprocess.Popen([sys.executable, "train.py", *train_args, *log_dir])
+        # In a session of its own: a terminal's Ctrl-C would reach it, too, and SIGTERM, its second signal, would end it at once.
+        started = subprocess.Popen([sys.executable, "train.py", *train_args, *log_dir], start_new_session=True)
     pid = started.pid if started else flags.pid
     if pid is not None:
         try:

@@ -246,6 +246,22 @@ def test_a_renderer_lost_inside_a_callback_is_told_in_one_line(capsys: pytest.Ca
     assert capsys.readouterr().err == "error: render worker 7 was killed by SIGKILL, the 3rd in a row: free some memory\n"
 
 
+@pytest.mark.parametrize(
+    ("trains", "more"), [(False, ""), (True, "; --renderer warp with --final-eval-episodes 0 trains without OpenGL")]
+)
+def test_what_does_without_opengl_is_told_to_who_trains(capsys: pytest.CaptureFixture[str], trains: bool, more: str) -> None:
+    with pytest.raises(SystemExit), cli.user_errors(trains):
+        raise RendererUnavailable("OpenGL does not work here: install EGL")
+    assert capsys.readouterr().err == f"error: OpenGL does not work here: install EGL{more}\n"
+
+
+def test_a_terminal_can_be_written_to_where_its_folder_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != "/dev")  # root may write everywhere
+    cli.require_writable("--json", Path("/dev/null"))
+    with pytest.raises(ConfigError, match=r"--json /dev/report\.json"):
+        cli.require_writable("--json", Path("/dev/report.json"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_has_the_shells_status(capsys: pytest.CaptureFixture[str], number: signal.Signals) -> None:
     with pytest.raises(SystemExit) as end, cli.user_errors(trains=True):

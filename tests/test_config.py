@@ -97,7 +97,7 @@ def test_json_that_lacks_a_setting_takes_its_default() -> None:
         ({"mass_factor": 2.0, "engine": "mjx"}, "--mass-factor"),
         ({"start_yaw": -1.0}, "--start-yaw"),
         ({"start_yaw": float("nan")}, "--start-yaw"),
-        ({"start_shift": 0.05}, "--start-shift"),
+        ({"start_shift": 0.04}, "--start-shift"),
         ({"ppo_coef": -1.0}, "--ppo-coef"),
         ({"ppo_coef": 0.0}, "--ppo-coef"),  # and nothing else to learn from
         ({"distill_coef": 1.0}, "--teacher"),

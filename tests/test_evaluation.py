@@ -25,7 +25,7 @@ from aloha_jax.config import Config
 from aloha_jax.evaluation import evaluate, summarize, wilson_interval
 from aloha_jax.factory import make_from_config
 from aloha_jax.judge import Trajectory
-from aloha_jax.pixels import RendererUnavailable
+from aloha_jax.pixels import RendererUnavailable, make_renderer
 from aloha_jax.policy import Policy, init_params, init_stats
 from aloha_jax.presets import PRESETS
 from aloha_jax.tasks.insertion import Insertion
@@ -449,6 +449,24 @@ def test_eval_needs_the_model_and_nothing_else(tmp_path_factory: pytest.TempPath
     assert set(report["level_rates"]) == {"1", "2", "3", "4"}
     assert [episode["seed"] for episode in report["episodes"]] == [9, 10]
     assert all(set(episode) == {"seed", "return", "max_level", "levels", "length"} for episode in report["episodes"])
+
+
+def test_a_film_of_our_own_worlds_shows_the_condition_and_what_the_policy_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames that are drawn afterwards have the condition's camera and light, and the policy's view has its cheap quality."""
+    shown: list[tuple[np.ndarray, np.ndarray]] = []
+    monkeypatch.setattr(evaluation, "write_mp4", lambda path, pictures: list(pictures))
+    monkeypatch.setattr(evaluation, "compose", lambda frame, view, *counts: shown.append((frame, view)))
+    config = dataclasses.replace(PRESETS["pixels"], renderer="egl", render_quality="fast")
+    qpos = Insertion.start_from_seed(5)[None]
+    trajectory = Trajectory(5, np.zeros(1, int), qpos, np.zeros((1, 14)))
+    for condition in (NOMINAL, Condition(camera_shift=(0.0, 0.02), brightness=0.5)):
+        evaluation.film(trajectory, config, Path("unwritten.mp4"), condition)
+    (frame, view), (moved, moved_view) = shown[0], shown[-1]
+    with make_renderer("egl", "insertion", 72, 120, config.crop, quality="fast") as renderer:
+        np.testing.assert_array_equal(view, renderer.render(qpos)[0])
+    for usual, changed in ((frame, moved), (view, moved_view)):
+        assert abs(changed.mean() / (usual // 2).mean() - 1) < 0.1
+        assert np.abs((usual // 2).astype(int) - changed).mean() > 1  # it is not only darker
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # imageio's reader

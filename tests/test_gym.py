@@ -35,7 +35,7 @@ def test_wrappers_may_write_into_what_they_are_given(env: VectorEnv) -> None:
         obs, reward, *_, infos = clipped.step(clipped.action_space.sample())
         assert np.abs(reward).max() <= 1e-3
         obs += 1
-    infos["final_obs"] += 1
+    infos["final_obs"][0] += 1
 
 
 def test_a_seed_decides_everything(env: VectorEnv) -> None:
@@ -71,7 +71,35 @@ def test_ended_episodes_restart_in_the_same_step_and_hand_over_their_last_observ
     assert infos["_final_obs"].all()
     height = [35, 68 + 35]  # of socket and peg: released at 0.05 m, they have fallen for a tenth of a second
     np.testing.assert_allclose(obs[:, height], 0.05, atol=1e-6)
-    assert (infos["final_obs"][:, height] < 0.03).all()
+    assert (np.stack(infos["final_obs"])[:, height] < 0.03).all()
+    np.testing.assert_array_equal(infos["final_info"]["level"], infos["level"])
+
+
+def test_infos_are_as_those_of_gymnasiums_own_environments() -> None:
+    """One world of two ends: a dictionary of observations for that one, None for the other, and masks beside everything."""
+    env = gymnasium.make_vec(
+        aloha_jax.gym.ENV_ID, num_envs=2, obs="pixels_agent_pos", image_height=8, image_width=8, reward="dense"
+    )
+    starts = np.stack([aloha_jax.make("insertion").task.start_from_seed(0)] * 2)
+    starts[1, 16:19] = (0.0, 0.5, 2.0)  # the peg is far above the table: lost
+    env.reset(seed=0, options={"qpos": starts})
+    _, _, terminated, _, infos = env.step(env.action_space.sample())
+    assert list(terminated) == [False, True]
+    assert infos["final_obs"][0] is None
+    final = infos["final_obs"][1]
+    assert env.single_observation_space.contains(final)
+    np.testing.assert_array_equal(infos["_final_obs"], [False, True])
+    for infos_of, present in ((infos, [True, True]), (infos["final_info"], [False, True])):
+        for name in ("level", "is_success"):
+            assert infos_of[name].shape == (2,)
+            np.testing.assert_array_equal(infos_of[f"_{name}"], present)
+    np.testing.assert_array_equal(infos["_final_info"], [False, True])
+    env.close()
+
+
+def test_worlds_have_one_seed(env: VectorEnv) -> None:
+    with pytest.raises(TypeError, match="one seed for all worlds"):
+        env.reset(seed=[1, 2, 3])  # type: ignore[arg-type]
 
 
 def test_it_is_the_same_environment_as_make(env: VectorEnv) -> None:

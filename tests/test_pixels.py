@@ -275,7 +275,7 @@ def test_workers_that_cannot_live_are_given_up(poses: np.ndarray, monkeypatch: p
     assert isinstance(renderer, EglRenderer)
     monkeypatch.setenv("MUJOCO_GL", "disable")  # no worker that is started now will draw
     renderer._workers[1]._process.kill()
-    with pytest.raises(RendererUnavailable, match=r"render worker \d+ ended with exit status 1.*, the 3rd in a row"):
+    with pytest.raises(RendererUnavailable, match=r"render worker \d+ ended with exit status 1.*, the 3rd over one batch"):
         renderer.render(poses)
     with pytest.raises(RuntimeError, match="closed"):
         renderer.render(poses)

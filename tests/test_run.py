@@ -180,8 +180,10 @@ def test_a_flag_that_contradicts_the_resumed_run_is_refused(
 
 
 def test_a_flag_that_agrees_with_the_resumed_run_is_accepted(state_run: Path) -> None:
-    config, given = cli.parse_config(["--resume", str(state_run), "--obs", "state", "--preset", "smoke"])
     saved = Config.load(state_run / "config.json")
+    config, given = cli.parse_config(["--resume", str(state_run), "--preset", "auto"])  # which finds `cpu` or `gpu` elsewhere
+    assert run_directory.resumed_config(state_run, config, given) == saved
+    config, given = cli.parse_config(["--resume", str(state_run), "--obs", "state", "--preset", "smoke"])
     assert saved.device == "cpu"  # and so it goes on there, unless told otherwise
     assert run_directory.resumed_config(state_run, config, given) == saved
     same_place = ["--log-dir", os.path.relpath(state_run) + "/"]
@@ -257,6 +259,23 @@ def test_a_reward_that_no_policy_learns_by_is_pointed_out(preset: str, flags: di
     hint = hints.unheard_reward(dataclasses.replace(PRESETS[preset], **flags))
     assert (hint is None) == (named is None)
     assert named is None or f"{named} change" in str(hint)
+
+
+@pytest.mark.parametrize(
+    ("preset", "flags", "said"),
+    [
+        *((preset, {}, None) for preset in PRESETS),
+        ("state", {"start_share": 0.1}, None),
+        ("scratch", {"start_share": 0.9}, "--start-share with --start-states task"),
+        ("state", {"reward": "shaped", "action_cost": 0.1}, "--action-cost with --reward shaped"),
+        ("state", {"renderer": "warp", "features_dim": 7}, "--renderer and --features-dim with --obs state"),
+        ("cpu", {"clip_range": 0.1, "crop": None}, "--clip-range with --ppo-coef 0"),
+        ("pixels-ppo", {"clip_range": 0.1, "crop": None, "action_cost": 0.1}, None),
+    ],
+)
+def test_a_setting_that_nothing_reads_is_pointed_out(preset: str, flags: dict[str, Any], said: str | None) -> None:
+    hint = hints.idle_settings(dataclasses.replace(PRESETS[preset], **flags))
+    assert hint == (None if said is None else f"without effect: {said}")
 
 
 def test_a_profile_that_cannot_be_written_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from aloha_jax.config import ConfigError
 from aloha_jax.scene import Scene
@@ -22,6 +23,11 @@ class Physics(NamedTuple):
     qpos: Any
     qvel: Any
     sensordata: Any
+
+
+def choose(mask: jax.Array, new: Any, old: Any) -> Any:
+    """`new` where bool[N] `mask` holds, else `old`, for every array [N, ...] of two like pytrees."""
+    return jax.tree.map(lambda a, b: jnp.where(mask.reshape(mask.shape + (1,) * (a.ndim - 1)), a, b), new, old)
 
 
 class Engine(Protocol):

@@ -20,7 +20,7 @@ from mujoco.mjx.third_party.mujoco_warp import OverflowType
 from mujoco.mjx.warp.types import GraphMode
 
 from aloha_jax.config import ConfigError
-from aloha_jax.engines import Physics
+from aloha_jax.engines import Physics, choose
 from aloha_jax.engines.c import action_to_ctrl
 from aloha_jax.scene import Scene
 
@@ -143,11 +143,8 @@ class MjxEngine:
         return Physics(MjxState(data.qacc_warmstart, overflow), qpos, data.qvel, sensed.sensordata)
 
     def reset_where(self, mask: jax.Array, physics: Physics, qpos: jax.Array, qvel: jax.Array) -> Physics:
-        def choose(new: jax.Array, old: jax.Array) -> jax.Array:
-            return jnp.where(mask.reshape(-1, *[1] * (new.ndim - 1)), new, old)
-
         def merged() -> Physics:
-            chosen: Physics = jax.tree.map(choose, self.reset(qpos, qvel), physics)
+            chosen: Physics = choose(mask, self.reset(qpos, qvel), physics)
             return chosen._replace(internal=chosen.internal._replace(overflow=physics.internal.overflow))
 
         return jax.lax.cond(mask.any(), merged, lambda: physics)

@@ -127,7 +127,7 @@ class EglRenderer:
             self._deaths += 1
             obituary = dead.obituary()
             if self._deaths == MAX_DEATHS:
-                raise RendererUnavailable(f"{obituary}, the {MAX_DEATHS}rd in a row: free some memory, or lower --n-envs")
+                raise RendererUnavailable(f"OpenGL: {obituary}, the {MAX_DEATHS}rd over one batch: free some memory")
             warnings.warn(f"{obituary}; another one takes its place", RuntimeWarning, stacklevel=2)
             dead.hang_up()
             dead.join()
@@ -190,7 +190,7 @@ class _Worker:
         except (EOFError, OSError) as error:
             raise RendererUnavailable(
                 f"OpenGL does not work here ({self.obituary()}): install EGL (Debian, Ubuntu: libegl1 libgl1), "
-                "or libosmesa6 and set MUJOCO_GL=osmesa; only --renderer warp with --final-eval-episodes 0 does without"
+                "or libosmesa6 and set MUJOCO_GL=osmesa"
             ) from error
         if isinstance(answer, Exception):
             raise RendererUnavailable(f"OpenGL cannot draw these pictures: {answer}")

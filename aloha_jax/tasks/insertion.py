@@ -18,7 +18,7 @@ from aloha_jax.config import Config
 from aloha_jax.engines import Physics
 from aloha_jax.scene import ARM_QPOS, ARMS, FINGER_QPOS, HALF_LENGTH, PEG_QPOS, PEG_QVEL, SOCKET_QPOS, SOCKET_QVEL, Scene
 from aloha_jax.tasks import potentials
-from aloha_jax.tasks.potentials import NOMINAL_GRIP, Geometry, Shaping
+from aloha_jax.tasks.potentials import HALF_TURN, NOMINAL_GRIP, Geometry, Shaping
 
 MAX_LEVEL = 4
 
@@ -152,7 +152,7 @@ class Insertion:
     def geometry(self, physics: Physics) -> Geometry:
         """Poses in the arms' own frames."""
         # A half turn about z takes the world's frame to the right arm's; the left arm's is the world's, shifted.
-        signs = jnp.array([[1.0, 1.0, 1.0], [-1.0, -1.0, 1.0]])  # [arm, xyz]
+        signs = jnp.array([(1.0, 1.0, 1.0), HALF_TURN])  # [arm, xyz]
 
         def sensor(name: str) -> jax.Array:
             return physics.sensordata[:, self.scene.sensors[name]]
@@ -280,7 +280,7 @@ class Insertion:
     def _own_object(self, physics: Physics, geometry: Geometry) -> jax.Array:
         """float32[N, 2, 33]: fingertips, gripper axes, the object's pose and velocity, and the fingertips as it sees them."""
         num_worlds = physics.qpos.shape[0]
-        half_turns = jnp.array([[1.0, 1.0, 1.0], [-1.0, -1.0, 1.0]])
+        half_turns = jnp.array([(1.0, 1.0, 1.0), HALF_TURN])
         velocity = _stack_arms(physics.qvel[:, SOCKET_QVEL], physics.qvel[:, PEG_QVEL]).reshape(num_worlds, 2, 2, 3)
         linear, spin = jnp.moveaxis(velocity * half_turns[None, :, None], 2, 0)  # spin is in the object's frame
         spin = jnp.einsum("naij,naj->nai", geometry.rotation, spin)
@@ -297,7 +297,7 @@ class Insertion:
 
     def _other_object(self, geometry: Geometry) -> jax.Array:
         """float32[N, 2, 9]: the other object's mating end, in the own object's frame and from the own mating end; its axis."""
-        half_turn = jnp.array([[[-1.0, -1.0, 1.0]]])
+        half_turn = jnp.array([[HALF_TURN]])
         axis = geometry.rotation[..., 0]
         end = geometry.position + HALF_LENGTH * axis
         other_end, other_axis = end[:, ::-1] * half_turn, axis[:, ::-1] * half_turn

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from aloha_jax.config import Config
 from aloha_jax.scene import HALF_LENGTH, HALF_WIDTH
 
+HALF_TURN = (-1.0, -1.0, 1.0)  # about z: what it does to a vector takes it from either arm's frame to the other's
 MOUTH, PIN_FACE = 0.06, 0.04  # along the socket's axis from its centre
 NOMINAL_GRIP = (-0.03, 0.004)  # of the fingertips' midpoint from the object's centre: along its axis and upward, metres
 # Where each arm is to bring its object's centre, in its own frame: along the line on which the two meet, from where the peg is
@@ -241,7 +242,7 @@ def mating_error(geometry: Geometry) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 def peg_in_socket(geometry: Geometry) -> tuple[jax.Array, jax.Array]:
     """The peg's tip and tail in the socket's frame, each float32[N, 3]: along its axis from its centre, sideways, up; metres."""
-    half_turn = jnp.array([[-1.0, -1.0, 1.0]])
+    half_turn = jnp.array([HALF_TURN])
     peg_centre = geometry.position[:, 1] * half_turn  # into the left arm's frame
     peg_axis = geometry.rotation[:, 1, :, 0] * half_turn
     relative = jnp.stack([peg_centre + HALF_LENGTH * peg_axis, peg_centre - HALF_LENGTH * peg_axis], axis=1)
