@@ -742,7 +742,7 @@ def test_pictures_are_of_the_worlds_they_belong_to(obs: str) -> None:
         ({"obs": "state", "history": (4,)}, "history needs pixels"),
         ({"obs": "state", "observe_target": True}, "observe_target needs pixels"),
         ({"obs": "state", "camera_shift": 0.01}, "camera_shift needs pixels"),
-        ({"start_range": StartRange(shift=0.3)}, "start_range.shift lies in 0..0.04, not 0.3"),
+        ({"start_range": StartRange(shift=0.3)}, "start_range.shift lies in 0..0.035, not 0.3"),
     ],
 )
 def test_make_says_what_is_wrong(arguments: dict[str, Any], message: str) -> None:
