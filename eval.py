@@ -54,7 +54,7 @@ def main(args: list[str]) -> None:
         raise ConfigError(f"--num-workers is for gym_aloha: --sim {flags.sim} runs its episodes as one batch")
     for flag, file in (("--json", flags.json), ("--video-path", flags.video_path)):
         if file is not None:
-            cli.require_writable(flag, Path(file))
+            cli.require_writable(flag, Path(file), in_place=flag == "--json")
     policy = checkpoints.load_policy(flags.model_path)
     video = video_path(flags) if flags.save_video or flags.video_path else None
     if video is not None:

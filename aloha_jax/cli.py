@@ -159,14 +159,14 @@ def require_episodes(n_episodes: int, seed: int, num_workers: int = 1) -> None:
         raise ConfigError(f"--seed must lie in 0..{2**32 - n_episodes - 1}, got {seed}")
 
 
-def require_writable(flag: str, path: Path) -> None:
-    """Raises `ConfigError` before the work if its result could not be written."""
+def require_writable(flag: str, path: Path, in_place: bool = False) -> None:
+    """Raises `ConfigError` before the work if its result could not be written; `in_place`: a terminal or a pipe will do, too."""
     folder = path.absolute().parent
     if not folder.is_dir():
         raise ConfigError(f"{flag} {path}: there is no such folder")
-    in_place = path.exists() and not path.is_file()  # a terminal or a pipe: nothing is made in its folder
-    if path.is_dir() or not os.access(path if in_place else folder, os.W_OK):
-        raise ConfigError(f"{flag} {path} is a folder, or cannot be written")
+    special = path.exists() and not path.is_file()
+    if path.is_dir() or (special and not in_place) or not os.access(path if special else folder, os.W_OK):
+        raise ConfigError(f"{flag} {path} is {'no file' if special else 'in a folder that cannot be written'}")
 
 
 def _print_anything() -> None:
@@ -185,9 +185,12 @@ def _of_storage(error: OSError) -> str:
 
 
 def _of_renderer(message: str, trains: bool) -> str:
-    """Why nothing can be drawn, and, to whoever trains, what does without."""
-    without = "; --renderer warp with --final-eval-episodes 0 trains without OpenGL"
-    return message + (without if trains and "OpenGL" in message else "")
+    """Why nothing can be drawn, and what helps whoever trains."""
+    remedies = {
+        "OpenGL does not work": "; --renderer warp with --final-eval-episodes 0 trains without it",
+        "free some memory": ", or lower --n-envs",
+    }
+    return message + "".join(remedy for cause, remedy in remedies.items() if trains and cause in message)
 
 
 def _of_runtime(error: RuntimeError, trains: bool, out_of_memory: str) -> str:

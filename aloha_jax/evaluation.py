@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from aloha_jax import quality
@@ -153,11 +154,11 @@ def evaluate(
         on_episode(trajectory)
         trajectories.append(trajectory)
     if video is not None:
-        film(trajectories[0], policy.config, video)
+        film(trajectories[0], policy.config, video, on_gpu=simulator == "mjx" and jax.default_backend() == "gpu")
     return summarize(trajectories, simulator)
 
 
-def film(trajectory: Trajectory, config: Config, path: Path, condition: Condition = NOMINAL) -> None:
+def film(trajectory: Trajectory, config: Config, path: Path, condition: Condition = NOMINAL, on_gpu: bool = False) -> None:
     """Write one episode as an mp4; frames that the simulator did not keep are rendered from the joint positions.
 
     Args:
@@ -165,6 +166,7 @@ def film(trajectory: Trajectory, config: Config, path: Path, condition: Conditio
         config: of the policy, whose view is shown beside.
         path: of the film.
         condition: how the world differed from gym_aloha's, whose camera and light frames that are rendered here have.
+        on_gpu: whether the worlds were on a GPU, by which the renderer `auto` goes.
     """
     size, crop = (config.image_height, config.image_width), config.crop
     views: Sequence[np.ndarray] | None = None
@@ -177,7 +179,7 @@ def film(trajectory: Trajectory, config: Config, path: Path, condition: Conditio
         poses = np.concatenate([trajectory.qpos, camera], axis=1)
 
         def drawn(name: str, size: tuple[int, int], crop: Crop | None, quality: str) -> list[np.ndarray]:
-            with make_renderer(name, config.task, *size, crop, quality=quality) as renderer:
+            with make_renderer(name, config.task, *size, crop, quality=quality, on_gpu=on_gpu) as renderer:
                 return [condition.light(picture) for picture in renderer.render(poses)]
 
         frames = drawn("egl", FRAME_SHAPE, None, "exact")

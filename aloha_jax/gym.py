@@ -22,7 +22,8 @@ class AlohaVectorEnv(VectorEnv):
     """N worlds with NumPy in and out; ended episodes are reset in the same step.
 
     What their last step had is in `infos["final_obs"]`, an observation per world (None where none has ended), and
-    `infos["final_info"]`, as Gymnasium's own vector environments have it.
+    `infos["final_info"]`, in the form of Gymnasium's own vector environments. All infos are of the step just taken; there, those
+    beside `final_info` are of the reset where an episode has ended.
 
     Args:
         num_envs: number of worlds.
@@ -61,6 +62,7 @@ class AlohaVectorEnv(VectorEnv):
 
         Raises:
             TypeError: `seed` is not one number, for all worlds.
+            ValueError: there is another option.
         """
         if seed is not None and not isinstance(seed, int | np.integer):
             raise TypeError(f"reset takes one seed for all worlds, an int, not {seed!r}")
@@ -68,9 +70,11 @@ class AlohaVectorEnv(VectorEnv):
             seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
             self._key = self._jax.random.key(seed)
         self._key, key = self._jax.random.split(self._key)
+        if unknown := set(options or {}) - {"qpos"}:
+            raise ValueError(f"reset has no option {', '.join(map(str, unknown))}, only qpos")
         qpos = (options or {}).get("qpos")
         self._state = self._reset(key) if qpos is None else self._reset_from(np.asarray(qpos), key)
-        return self._host(self._state.obs), {"level": self._host(self._state.level)}
+        return self._host(self._state.obs), _masked({"level": self._host(self._state.level)}, np.ones(self.num_envs, bool))
 
     def step(self, actions: np.ndarray) -> tuple[Any, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
         """One control step of every world with float[N, 14] actions."""
@@ -78,10 +82,11 @@ class AlohaVectorEnv(VectorEnv):
             raise gymnasium.error.ResetNeeded("call reset() before step()")
         self._state = state = self._step(self._state, np.asarray(actions, np.float32))
         level, done = self._host(state.level), self._host(state.done)
-        infos = _masked({"level": level, "is_success": level == self._env.task.num_levels}, np.ones_like(done))
+        success = level == self._env.task.num_levels
+        infos = _masked({"level": level, "is_success": success}, np.ones_like(done))
         if done.any():
-            final = {"final_obs": self._per_world(self._host(state.final_obs), done), "final_info": _masked(infos, done)}
-            infos |= _masked(final, done)
+            final = _masked({"level": np.where(done, level, 0), "is_success": success & done}, done)
+            infos |= _masked({"final_obs": self._per_world(self._host(state.final_obs), done), "final_info": final}, done)
         reward, terminated, truncated = (self._host(x) for x in (state.reward, state.terminated, state.truncated))
         return self._host(state.obs), reward, terminated, truncated, infos
 
@@ -108,7 +113,7 @@ class AlohaVectorEnv(VectorEnv):
 
 def _masked(infos: dict[str, Any], present: np.ndarray) -> dict[str, Any]:
     """With bool[N] `present` beside each info, under its name after an underscore, as Gymnasium has it."""
-    return {k: v for name, info in infos.items() if name[0] != "_" for k, v in ((name, info), (f"_{name}", present.copy()))}
+    return infos | {f"_{name}": present.copy() for name in infos}
 
 
 def _box(batch: Any) -> gymnasium.spaces.Box:

@@ -113,7 +113,7 @@ def main(flags: Flags) -> None:
         if path is not None:
             path.mkdir(parents=True, exist_ok=True)
     if flags.json is not None:
-        cli.require_writable("--json", flags.json)
+        cli.require_writable("--json", flags.json, in_place=True)
     found, judged = {}, episodes_of(flags, policy, list(tried.values()))
     print("| condition | success | 95 % interval | clean |\n|---|---|---|---|", flush=True)
     for name in tried:

@@ -9,6 +9,7 @@ Ends with the training, after `--hours`, or at Ctrl-C; exit status 1 if memory, 
 
 import csv
 import dataclasses
+import signal
 import subprocess
 import sys
 import time
@@ -150,17 +151,20 @@ def main(flags: Flags, train_args: list[str]) -> int:
         log_dir = ["--log-dir", str(flags.run)] if flags.run else []
         # In a session of its own: a terminal's Ctrl-C would reach it, too, and SIGTERM, its second signal, would end it at once.
         started = subprocess.Popen([sys.executable, "train.py", *train_args, *log_dir], start_new_session=True)
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: it must not go on without us
+        signal.signal(number, signal.default_int_handler)
     pid = started.pid if started else flags.pid
-    if pid is not None:
-        try:
+    try:
+        if pid is not None:
             watch(flags, psutil.Process(pid))
-        except KeyboardInterrupt:
-            print("interrupted: judging what was recorded")
-        except psutil.NoSuchProcess:
-            raise SystemExit(f"error: --pid {pid}: there is no such process") from None
-    if started:
-        started.terminate()
-        started.wait()
+    except KeyboardInterrupt:
+        print("interrupted: judging what was recorded")
+    except psutil.NoSuchProcess:
+        raise SystemExit(f"error: --pid {pid}: there is no such process") from None
+    finally:
+        if started:
+            started.terminate()
+            started.wait()
     record = read(flags.out)
     if len(record["seconds"]) < 8:
         raise SystemExit(f"error: {flags.out} has {len(record['seconds'])} samples; at least 8 are needed to judge")

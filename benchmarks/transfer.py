@@ -66,7 +66,7 @@ def main(flags: Flags) -> None:
     cli.require_episodes(flags.n_episodes, flags.seed, flags.num_workers)
     if flags.json is not None:
         flags.json.parent.mkdir(parents=True, exist_ok=True)
-        cli.require_writable("--json", flags.json)
+        cli.require_writable("--json", flags.json, in_place=True)
     found = {}
     print("| | success | 95 % interval | clean | steps to success |\n|---|---|---|---|---|", flush=True)
     for name, config in tried.items():

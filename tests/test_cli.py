@@ -236,18 +236,23 @@ def test_out_of_memory_says_what_to_lower(capsys: pytest.CaptureFixture[str], er
     assert "--n-envs" in capsys.readouterr().err
 
 
-def test_a_renderer_lost_inside_a_callback_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    def draw(x: jax.Array) -> None:
-        raise RendererUnavailable("render worker 7 was killed by SIGKILL, the 3rd in a row: free some memory")
+@pytest.mark.parametrize(("trains", "more"), [(False, ""), (True, ", or lower --n-envs")])
+def test_a_renderer_lost_inside_a_callback_is_told_in_one_line(
+    capsys: pytest.CaptureFixture[str], trains: bool, more: str
+) -> None:
+    died = "render worker 7 was killed by SIGKILL, the 3rd over one batch: free some memory"
 
-    with pytest.raises(SystemExit) as end, cli.user_errors(trains=True):
+    def draw(x: jax.Array) -> None:
+        raise RendererUnavailable(died)
+
+    with pytest.raises(SystemExit) as end, cli.user_errors(trains):
         jax.jit(lambda x: call_host(draw, jax.ShapeDtypeStruct((), x.dtype), x))(jnp.float32(1)).block_until_ready()
     assert end.value.code == 2
-    assert capsys.readouterr().err == "error: render worker 7 was killed by SIGKILL, the 3rd in a row: free some memory\n"
+    assert capsys.readouterr().err == f"error: {died}{more}\n"
 
 
 @pytest.mark.parametrize(
-    ("trains", "more"), [(False, ""), (True, "; --renderer warp with --final-eval-episodes 0 trains without OpenGL")]
+    ("trains", "more"), [(False, ""), (True, "; --renderer warp with --final-eval-episodes 0 trains without it")]
 )
 def test_what_does_without_opengl_is_told_to_who_trains(capsys: pytest.CaptureFixture[str], trains: bool, more: str) -> None:
     with pytest.raises(SystemExit), cli.user_errors(trains):
@@ -257,7 +262,9 @@ def test_what_does_without_opengl_is_told_to_who_trains(capsys: pytest.CaptureFi
 
 def test_a_terminal_can_be_written_to_where_its_folder_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda path, mode: str(path) != "/dev")  # root may write everywhere
-    cli.require_writable("--json", Path("/dev/null"))
+    cli.require_writable("--json", Path("/dev/null"), in_place=True)
+    with pytest.raises(ConfigError, match="--video-path /dev/null is no file"):
+        cli.require_writable("--video-path", Path("/dev/null"))
     with pytest.raises(ConfigError, match=r"--json /dev/report\.json"):
         cli.require_writable("--json", Path("/dev/report.json"))
 

@@ -75,7 +75,7 @@ def test_ended_episodes_restart_in_the_same_step_and_hand_over_their_last_observ
     np.testing.assert_array_equal(infos["final_info"]["level"], infos["level"])
 
 
-def test_infos_are_as_those_of_gymnasiums_own_environments() -> None:
+def test_infos_have_the_form_of_gymnasiums_own_environments() -> None:
     """One world of two ends: a dictionary of observations for that one, None for the other, and masks beside everything."""
     env = gymnasium.make_vec(
         aloha_jax.gym.ENV_ID, num_envs=2, obs="pixels_agent_pos", image_height=8, image_width=8, reward="dense"
@@ -100,6 +100,20 @@ def test_infos_are_as_those_of_gymnasiums_own_environments() -> None:
 def test_worlds_have_one_seed(env: VectorEnv) -> None:
     with pytest.raises(TypeError, match="one seed for all worlds"):
         env.reset(seed=[1, 2, 3])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no option reset_mask"):
+        env.reset(options={"reset_mask": np.array([True, False, False])})
+
+
+def test_episode_statistics_are_gymnasiums() -> None:
+    """Its wrapper, which reads masks and infos, counts the five steps of each episode."""
+    made = gymnasium.make_vec(aloha_jax.gym.ENV_ID, num_envs=2, episode_length=5)
+    env = gymnasium.wrappers.vector.DictInfoToList(gymnasium.wrappers.vector.RecordEpisodeStatistics(made))
+    env.reset(seed=0)
+    for _ in range(5):
+        *_, infos = env.step(env.action_space.sample())
+    assert [info["episode"]["l"] for info in infos] == [5, 5]
+    assert [info["final_info"]["level"] for info in infos] == [0, 0]
+    env.close()
 
 
 def test_it_is_the_same_environment_as_make(env: VectorEnv) -> None:

@@ -127,7 +127,7 @@ class EglRenderer:
             self._deaths += 1
             obituary = dead.obituary()
             if self._deaths == MAX_DEATHS:
-                raise RendererUnavailable(f"OpenGL: {obituary}, the {MAX_DEATHS}rd over one batch: free some memory")
+                raise RendererUnavailable(f"{obituary}, the {MAX_DEATHS}rd over one batch: free some memory")
             warnings.warn(f"{obituary}; another one takes its place", RuntimeWarning, stacklevel=2)
             dead.hang_up()
             dead.join()
