@@ -24,7 +24,7 @@ from benchmarks.robustness import CONDITIONS, VISUAL_CONDITIONS
 class Flags:
     """Whose insertion, and from where."""
 
-    model_path: str = "pretrained/insertion-pixels-ppo"
+    model_path: str = "pretrained/insertion-pixels"
     """The policy."""
     seed: int = 8
     """Of the episode, which must succeed."""

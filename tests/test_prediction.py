@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from aloha_jax import checkpoints
 from aloha_jax.config import ConfigError
 from aloha_jax.factory import make_from_config
 from aloha_jax.networks import MirroredActorCritic
@@ -67,9 +68,11 @@ def test_a_policy_that_is_told_the_state_acts_on_it() -> None:
     np.testing.assert_allclose(policy.stats["privileged"].denormalize(truth), seen, atol=1e-5)
 
 
-def test_a_policy_that_predicts_nothing_is_told_so() -> None:
-    with pytest.raises(ConfigError, match="insertion-pixels: predicts no state"):
-        prediction.main(prediction.Flags(model_path=str(PRETRAINED / "insertion-pixels")))
+def test_a_policy_that_predicts_nothing_is_told_so(tmp_path: Path) -> None:
+    config, model = PRESETS["smoke"], tmp_path / "model"
+    checkpoints.save_model(model, Policy(config, init_params(config, jax.random.key(0)), init_stats(config)))
+    with pytest.raises(ConfigError, match="model: predicts no state"):
+        prediction.main(prediction.Flags(model_path=str(model)))
     with pytest.raises(ConfigError, match="--only brightness: occurs in none of as it is; "):
         prediction.main(prediction.Flags(model_path=str(PRETRAINED / "insertion-pixels-robust"), only=("brightness",)))
 
