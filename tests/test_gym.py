@@ -106,11 +106,11 @@ def test_worlds_have_one_seed(env: VectorEnv) -> None:
 
 def test_episode_statistics_are_gymnasiums() -> None:
     """Its wrapper, which reads masks and infos, counts the five steps of each episode."""
-    made = gymnasium.make_vec(aloha_jax.gym.ENV_ID, num_envs=2, episode_length=5)
+    made = gymnasium.make_vec(aloha_jax.gym.ENV_ID, num_envs=2, action="delta", episode_length=5)
     env = gymnasium.wrappers.vector.DictInfoToList(gymnasium.wrappers.vector.RecordEpisodeStatistics(made))
     env.reset(seed=0)
     for _ in range(5):
-        *_, infos = env.step(env.action_space.sample())
+        *_, infos = env.step(np.zeros((2, 14), np.float32))
     assert [info["episode"]["l"] for info in infos] == [5, 5]
     assert [info["final_info"]["level"] for info in infos] == [0, 0]
     env.close()
