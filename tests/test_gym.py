@@ -78,12 +78,12 @@ def test_ended_episodes_restart_in_the_same_step_and_hand_over_their_last_observ
 def test_infos_have_the_form_of_gymnasiums_own_environments() -> None:
     """One world of two ends: a dictionary of observations for that one, None for the other, and masks beside everything."""
     env = gymnasium.make_vec(
-        aloha_jax.gym.ENV_ID, num_envs=2, obs="pixels_agent_pos", image_height=8, image_width=8, reward="dense"
+        aloha_jax.gym.ENV_ID, num_envs=2, obs="pixels_agent_pos", image_height=8, image_width=8, action="delta", reward="dense"
     )
     starts = np.stack([aloha_jax.make("insertion").task.start_from_seed(0)] * 2)
     starts[1, 16:19] = (0.0, 0.5, 2.0)  # the peg is far above the table: lost
     env.reset(seed=0, options={"qpos": starts})
-    _, _, terminated, _, infos = env.step(env.action_space.sample())
+    _, _, terminated, _, infos = env.step(np.zeros((2, 14), np.float32))
     assert list(terminated) == [False, True]
     assert infos["final_obs"][0] is None
     final = infos["final_obs"][1]
