@@ -66,12 +66,12 @@ class AlohaVectorEnv(VectorEnv):
         """
         if seed is not None and not isinstance(seed, int | np.integer):
             raise TypeError(f"reset takes one seed for all worlds, an int, not {seed!r}")
+        if unknown := set(options or {}) - {"qpos"}:
+            raise ValueError(f"reset has no option {', '.join(map(str, unknown))}, only qpos")
         if seed is not None or self._key is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0]) if seed is None else seed
             self._key = self._jax.random.key(seed)
         self._key, key = self._jax.random.split(self._key)
-        if unknown := set(options or {}) - {"qpos"}:
-            raise ValueError(f"reset has no option {', '.join(map(str, unknown))}, only qpos")
         qpos = (options or {}).get("qpos")
         self._state = self._reset(key) if qpos is None else self._reset_from(np.asarray(qpos), key)
         return self._host(self._state.obs), _masked({"level": self._host(self._state.level)}, np.ones(self.num_envs, bool))
