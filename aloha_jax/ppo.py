@@ -163,9 +163,7 @@ def loss(
     weight: jax.Array | float = 1.0
     if batch.own is not None:
         weight = _beside(batch.own.astype(jnp.float32), log_ratio)
-        log_ratio = jnp.where(
-            weight > 0, log_ratio, 0.0
-        )  # where the teacher acted a ratio may overflow, and 0 times that is no number
+        log_ratio = jnp.where(weight > 0, log_ratio, 0.0)  # else a ratio may overflow there, and 0 times that is no number
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1 - hp.clip_range, 1 + hp.clip_range)
     policy_loss = -(weight * jnp.minimum(ratio * batch.advantage, clipped * batch.advantage)).mean()

@@ -146,13 +146,13 @@ def draw(record: dict[str, np.ndarray], warm_up: float, path: Path) -> None:
 
 
 def main(flags: Flags, train_args: list[str]) -> int:
+    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: a training must not go on without us
+        signal.signal(number, signal.default_int_handler)
     started = None
     if train_args:
         log_dir = ["--log-dir", str(flags.run)] if flags.run else []
         # In a session of its own: a terminal's Ctrl-C would reach it, too, and SIGTERM, its second signal, would end it at once.
         started = subprocess.Popen([sys.executable, "train.py", *train_args, *log_dir], start_new_session=True)
-    for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: it must not go on without us
-        signal.signal(number, signal.default_int_handler)
     pid = started.pid if started else flags.pid
     try:
         if pid is not None:
