@@ -1,7 +1,9 @@
 """Environments by the names of their parts, or as a run's configuration describes them."""
 
 import math
+import numbers
 import typing
+from typing import Any
 
 import jax
 
@@ -15,6 +17,8 @@ from aloha_jax.tasks.insertion import StartRange
 from aloha_jax.tasks.potentials import Shaping
 
 MAX_COUNT = 2**31 - 1  # JAX counts in 32 bits
+MAX_SEED = 2**32 - 1
+PARTS = frozenset({"engine", "renderer"})  # which may be given instead of named
 
 
 def make(
@@ -88,19 +92,19 @@ def make(
         ConfigError: `impl` and `physics` do not go together, or `mjx` is asked for worlds that differ.
         RendererUnavailable: this machine has no such renderer.
     """
-    named = {"task": task, "impl": impl, "physics": physics, "obs": obs, "action": action, "reward": reward}
-    named |= {"render_quality": render_quality, "start_states": start_states}
-    named |= {name: part for name, part in (("engine", engine), ("renderer", renderer)) if isinstance(part, str)}
-    hints = typing.get_type_hints(Config)
-    for name, choice in named.items():
-        if choice not in (allowed := typing.get_args(hints[name])):
-            raise ValueError(f"{name} is one of {', '.join(allowed)}; not {choice!r}")
-    start_range = start_range or StartRange()
+    start_range, shaping = start_range or StartRange(), shaping or Shaping()
+    _require_choices(task=task, engine=engine, impl=impl, physics=physics, obs=obs, action=action, reward=reward)
+    _require_choices(renderer=renderer, render_quality=render_quality, start_states=start_states)
+    _require_whole(num_envs, 1, MAX_COUNT, "num_envs")
+    _require_whole(episode_length, 1, MAX_COUNT, "episode_length")
+    _require_whole(image_height, 1, FRAME_SHAPE[0], "image_height")
+    _require_whole(image_width, 1, FRAME_SHAPE[1], "image_width")
+    _require_whole(seed, 0, MAX_SEED, "seed")
+    for lag in history:
+        _require_whole(lag, 1, MAX_LAG, "history")
+    if crop is not None and len(crop) != 4:
+        raise ValueError(f"crop is (top, left, height, width), not {crop}")
     limits = (
-        ("num_envs", num_envs, 1, MAX_COUNT),
-        ("episode_length", episode_length, 1, MAX_COUNT),
-        ("image_height", image_height, 1, FRAME_SHAPE[0]),
-        ("image_width", image_width, 1, FRAME_SHAPE[1]),
         ("start_share", start_share, 0, 1),
         ("delay_share", delay_share, 0, 1),
         ("pose_noise", pose_noise, 0, MAX_POSE_NOISE),  # metres
@@ -109,20 +113,15 @@ def make(
         ("camera_shift", camera_shift, 0, MAX_CAMERA_SHIFT),  # metres
         ("start_range.yaw", start_range.yaw, 0, math.pi),
         ("start_range.shift", start_range.shift, 0, MAX_START_SHIFT),  # metres
-        *(("history", lag, 1, MAX_LAG) for lag in history),
     )
     for name, value, low, high in limits:
         if not low <= value <= high:
             raise ValueError(f"{name} lies in {low}..{high}, not {value}")
-    needs = (
-        ("history", history, "pixels"),
-        ("observe_target", observe_target, "pixels"),
-        ("camera_shift", camera_shift, "pixels"),
-        ("pose_noise", pose_noise, "state"),
-    )
-    for name, asked, seen in needs:
-        if asked and (seen == "state") != (obs == "state"):
-            raise ValueError(f"{name} needs {seen} to be seen, not obs={obs!r}")
+    costs, tolerances = shaping[:2], [tolerance for tolerance in shaping[2:] if tolerance is not None]
+    if not (all(0 <= cost < math.inf for cost in costs) and all(0 < metres < math.inf for metres in tolerances)):
+        raise ValueError(f"costs of shaping are finite and at least 0, its tolerances finite and above 0; not {shaping}")
+    _require_seen(obs, "pixels", history=history, observe_target=observe_target, camera_shift=camera_shift)
+    _require_seen(obs, "state", pose_noise=pose_noise)
     if not isinstance(engine, str) and (friction_factor, mass_factor) != (1.0, 1.0):
         raise ValueError("friction_factor and mass_factor are for an engine that is made here, not for one that is given")
     if isinstance(engine, str):
@@ -152,6 +151,28 @@ def make(
         delay_share=delay_share,
         pose_noise=pose_noise,
     )
+
+
+def _require_choices(**chosen: Any) -> None:
+    """Names are among those that the settings of the same name allow; what is no name is a part, and there already."""
+    hints = typing.get_type_hints(Config)
+    for name, choice in chosen.items():
+        if choice not in (allowed := typing.get_args(hints[name])) and (isinstance(choice, str) or name not in PARTS):
+            raise ValueError(f"{name} is one of {', '.join(allowed)}; not {choice!r}")
+
+
+def _require_whole(value: Any, low: int, high: int, name: str) -> None:
+    if not isinstance(value, numbers.Integral):  # NumPy's are
+        raise ValueError(f"{name} is a whole number, not {value!r}")
+    if not low <= int(value) <= high:
+        raise ValueError(f"{name} lies in {low}..{high}, not {value}")
+
+
+def _require_seen(obs: str, needed: str, **asked: Any) -> None:
+    """What is asked of pixels, or of the state, needs these to be seen."""
+    for name, value in asked.items():
+        if value and (needed == "state") != (obs == "state"):
+            raise ValueError(f"{name} needs {needed} to be seen, not obs={obs!r}")
 
 
 def make_from_config(

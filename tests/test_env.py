@@ -26,6 +26,7 @@ from aloha_jax.env_state import Domain
 from aloha_jax.factory import make, make_from_config
 from aloha_jax.scene import PEG_QPOS, SOCKET_QPOS
 from aloha_jax.tasks.insertion import Insertion, StartRange
+from aloha_jax.tasks.potentials import Shaping
 
 HOME = np.array([0, -0.96, 1.16, 0, -0.3, 0, 0.1, 0, -0.96, 1.16, 0, -0.3, 0, 0.1], np.float32)
 HOLD = HOME[None].repeat(3, axis=0)
@@ -743,6 +744,16 @@ def test_pictures_are_of_the_worlds_they_belong_to(obs: str) -> None:
         ({"obs": "state", "observe_target": True}, "observe_target needs pixels"),
         ({"obs": "state", "camera_shift": 0.01}, "camera_shift needs pixels"),
         ({"start_range": StartRange(shift=0.3)}, "start_range.shift lies in 0..0.035, not 0.3"),
+        ({"num_envs": 2.5}, "num_envs is a whole number, not 2.5"),
+        ({"num_envs": "4"}, "num_envs is a whole number, not '4'"),
+        ({"episode_length": 100.0}, "episode_length is a whole number"),
+        ({"obs": "pixels", "image_width": 32.5}, "image_width is a whole number"),
+        ({"obs": "pixels", "history": (4.5,)}, "history is a whole number"),
+        ({"obs": "pixels", "crop": (0, 0, 480)}, "crop is .top, left, height, width."),
+        ({"seed": -1}, "seed lies in 0..4294967295, not -1"),
+        ({"reward": "dense", "shaping": Shaping(grip_tolerance=0.0)}, "tolerances finite and above 0"),
+        ({"reward": "dense", "shaping": Shaping(action_cost=-0.1)}, "costs of shaping are finite and at least 0"),
+        ({"obs": None}, "obs is one of"),
     ],
 )
 def test_make_says_what_is_wrong(arguments: dict[str, Any], message: str) -> None:
