@@ -139,7 +139,7 @@ def user_errors(trains: bool = False) -> Iterator[None]:
         _fail(_of_storage(error) + intact)
     except MemoryError:
         _fail(out_of_memory)
-    except RuntimeError as error:  # JAX's and Warp's
+    except (RuntimeError, ValueError) as error:  # JAX's, from a callback either, and Warp's
         _fail(_of_runtime(error, trains, out_of_memory))
     except KeyboardInterrupt:
         _fail("interrupted" + ("; if there is a checkpoint, --resume goes on from it" if trains else ""), status=130)
@@ -193,7 +193,7 @@ def _of_renderer(message: str, trains: bool) -> str:
     return message + "".join(remedy for cause, remedy in remedies.items() if trains and cause in message)
 
 
-def _of_runtime(error: RuntimeError, trains: bool, out_of_memory: str) -> str:
+def _of_runtime(error: Exception, trains: bool, out_of_memory: str) -> str:
     """What JAX and Warp say of a machine's limits; any other error is a bug, and raised again."""
     if unavailable := re.search(r"RendererUnavailable: (.+)", str(error)):  # raised in a callback
         return _of_renderer(unavailable[1], trains)

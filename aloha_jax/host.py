@@ -18,7 +18,8 @@ def call_host(function: Callable[..., Any], result: Any, *args: Any) -> Any:
         args: pytrees of arrays.
 
     Raises:
-        jax.errors.JaxRuntimeError: as the program runs; `function` raised something, or returned other shapes or types.
+        jax.errors.JaxRuntimeError, ValueError: as the program runs, the latter if it has run before; `function` raised something,
+            or returned other shapes or types.
     """
 
     def fill(_: ExecutionContext, outputs: Any, *inputs: Any) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import eval as eval_command
@@ -236,17 +237,23 @@ def test_out_of_memory_says_what_to_lower(capsys: pytest.CaptureFixture[str], er
     assert "--n-envs" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("lost", [0, 2])
 @pytest.mark.parametrize(("trains", "more"), [(False, ""), (True, ", or lower --n-envs")])
 def test_a_renderer_lost_inside_a_callback_is_told_in_one_line(
-    capsys: pytest.CaptureFixture[str], trains: bool, more: str
+    capsys: pytest.CaptureFixture[str], trains: bool, more: str, lost: int
 ) -> None:
     died = "render worker 7 was killed by SIGKILL, the 3rd over one batch: free some memory"
 
-    def draw(x: jax.Array) -> None:
-        raise RendererUnavailable(died)
+    def draw(x: np.ndarray) -> np.ndarray:
+        if x == lost:
+            raise RendererUnavailable(died)
+        return x
 
+    program = jax.jit(lambda x: call_host(draw, jax.ShapeDtypeStruct((), x.dtype), x))
+    for step in range(lost):  # once it has run, JAX raises another exception
+        program(jnp.float32(step)).block_until_ready()
     with pytest.raises(SystemExit) as end, cli.user_errors(trains):
-        jax.jit(lambda x: call_host(draw, jax.ShapeDtypeStruct((), x.dtype), x))(jnp.float32(1)).block_until_ready()
+        program(jnp.float32(lost)).block_until_ready()
     assert end.value.code == 2
     assert capsys.readouterr().err == f"error: {died}{more}\n"
 
