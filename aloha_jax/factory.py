@@ -3,9 +3,11 @@
 import math
 import numbers
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from aloha_jax.config import MAX_CAMERA_SHIFT, MAX_DYNAMICS_FACTOR, MAX_LAG, MAX_POSE_NOISE, MAX_START_SHIFT, Config
 from aloha_jax.engines import Engine, make_engine
@@ -92,7 +94,9 @@ def make(
         ConfigError: `impl` and `physics` do not go together, or `mjx` is asked for worlds that differ.
         RendererUnavailable: this machine has no such renderer.
     """
-    start_range, shaping = start_range or StartRange(), shaping or Shaping()
+    start_range = StartRange() if start_range is None else start_range
+    shaping = Shaping() if shaping is None else shaping
+    _require_kinds(start_range=(start_range, StartRange), shaping=(shaping, Shaping), history=(history, Sequence))
     _require_choices(task=task, engine=engine, impl=impl, physics=physics, obs=obs, action=action, reward=reward)
     _require_choices(renderer=renderer, render_quality=render_quality, start_states=start_states)
     _require_whole(num_envs, 1, MAX_COUNT, "num_envs")
@@ -102,7 +106,7 @@ def make(
     _require_whole(seed, 0, MAX_SEED, "seed")
     for lag in history:
         _require_whole(lag, 1, MAX_LAG, "history")
-    if crop is not None and len(crop) != 4:
+    if crop is not None and np.shape(crop) != (4,):
         raise ValueError(f"crop is (top, left, height, width), not {crop}")
     limits = (
         ("start_share", start_share, 0, 1),
@@ -117,9 +121,7 @@ def make(
     for name, value, low, high in limits:
         if not low <= value <= high:
             raise ValueError(f"{name} lies in {low}..{high}, not {value}")
-    costs, tolerances = shaping[:2], [tolerance for tolerance in shaping[2:] if tolerance is not None]
-    if not (all(0 <= cost < math.inf for cost in costs) and all(0 < metres < math.inf for metres in tolerances)):
-        raise ValueError(f"costs of shaping are finite and at least 0, its tolerances finite and above 0; not {shaping}")
+    _require_shaping(shaping)
     _require_seen(obs, "pixels", history=history, observe_target=observe_target, camera_shift=camera_shift)
     _require_seen(obs, "state", pose_noise=pose_noise)
     if not isinstance(engine, str) and (friction_factor, mass_factor) != (1.0, 1.0):
@@ -157,8 +159,22 @@ def _require_choices(**chosen: Any) -> None:
     """Names are among those that the settings of the same name allow; what is no name is a part, and there already."""
     hints = typing.get_type_hints(Config)
     for name, choice in chosen.items():
-        if choice not in (allowed := typing.get_args(hints[name])) and (isinstance(choice, str) or name not in PARTS):
+        is_part = name in PARTS and choice is not None and not isinstance(choice, str)
+        if not is_part and choice not in (allowed := typing.get_args(hints[name])):
             raise ValueError(f"{name} is one of {', '.join(allowed)}; not {choice!r}")
+
+
+def _require_kinds(**values: tuple[Any, type]) -> None:
+    for name, (value, kind) in values.items():
+        if not isinstance(value, kind):
+            raise ValueError(f"{name} is a {kind.__name__}, not {value!r}")
+
+
+def _require_shaping(shaping: Shaping) -> None:
+    for name, value in shaping._asdict().items():
+        tolerance = name.endswith("tolerance")  # in metres, and divided by
+        if value is not None and not (0 <= value < math.inf and (value or not tolerance)):
+            raise ValueError(f"shaping.{name} is finite and {'above 0' if tolerance else 'at least 0'}, not {value}")
 
 
 def _require_whole(value: Any, low: int, high: int, name: str) -> None:

@@ -751,9 +751,15 @@ def test_pictures_are_of_the_worlds_they_belong_to(obs: str) -> None:
         ({"obs": "pixels", "history": (4.5,)}, "history is a whole number"),
         ({"obs": "pixels", "crop": (0, 0, 480)}, "crop is .top, left, height, width."),
         ({"seed": -1}, "seed lies in 0..4294967295, not -1"),
-        ({"reward": "dense", "shaping": Shaping(grip_tolerance=0.0)}, "tolerances finite and above 0"),
-        ({"reward": "dense", "shaping": Shaping(action_cost=-0.1)}, "costs of shaping are finite and at least 0"),
+        ({"reward": "dense", "shaping": Shaping(grip_tolerance=0.0)}, "shaping.grip_tolerance is finite and above 0, not 0.0"),
+        ({"reward": "dense", "shaping": Shaping(action_cost=-0.1)}, "shaping.action_cost is finite and at least 0"),
+        ({"reward": "dense", "shaping": {"action_cost": 0.1}}, "shaping is a Shaping"),
+        ({"start_range": (0.1, 0.0)}, "start_range is a StartRange"),
+        ({"obs": "pixels", "history": 4}, "history is a Sequence, not 4"),
+        ({"obs": "pixels", "crop": 5}, "crop is .top, left, height, width., not 5"),
         ({"obs": None}, "obs is one of"),
+        ({"engine": None}, "engine is one of"),
+        ({"obs": "pixels", "renderer": None}, "renderer is one of"),
     ],
 )
 def test_make_says_what_is_wrong(arguments: dict[str, Any], message: str) -> None:
