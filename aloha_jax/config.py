@@ -118,6 +118,8 @@ class Config(Settings):
         _require(
             micro is None or self.batch_size % micro == 0, "microbatch_size", f"must divide --batch-size {self.batch_size}", micro
         )
+        alone = self.batch_size == 1 and self.normalize_advantage
+        _require(not alone, "batch_size", "must be above 1 with --normalize-advantage, which compares samples", 1)
         bins = self.advantage_bins
         even = bins >= 1 and self.batch_size % bins == 0
         _require(even, "advantage_bins", f"must be positive and divide --batch-size {self.batch_size}", bins)

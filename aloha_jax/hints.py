@@ -84,6 +84,7 @@ def idle_settings(config: Config) -> str | None:
         (config.reward != "dense", OF_THE_DENSE_REWARD, f"--reward {config.reward}"),
         (not config.has_pixels, OF_PICTURES, "--obs state"),
         (config.ppo_coef == 0, OF_PPO, "--ppo-coef 0"),
+        (bool(config.init_from) and config.log_std_final is None, ("log_std_init",), "--init-from and no --log-std-final"),
     )
     idle = [f"{changed} with {why}" for holds, names, why in rules if holds and (changed := _changed(config, names))]
     return f"without effect: {'; '.join(idle)}" if idle else None

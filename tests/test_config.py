@@ -58,6 +58,7 @@ def test_json_that_lacks_a_setting_takes_its_default() -> None:
         ({"n_envs": 0}, "--n-envs"),
         ({"n_steps": -1}, "--n-steps"),
         ({"batch_size": 0}, "--batch-size"),
+        ({"batch_size": 1}, "--batch-size must be above 1"),
         ({"batch_size": 100}, "--batch-size"),  # of 2048
         ({"n_epochs": 0}, "--n-epochs"),
         ({"features_dim": 0}, "--features-dim"),

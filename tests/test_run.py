@@ -271,6 +271,12 @@ def test_a_reward_that_no_policy_learns_by_is_pointed_out(preset: str, flags: di
         ("state", {"renderer": "warp", "features_dim": 7}, "--renderer and --features-dim with --obs state"),
         ("cpu", {"clip_range": 0.1, "crop": None}, "--clip-range with --ppo-coef 0"),
         ("pixels-ppo", {"clip_range": 0.1, "crop": None, "action_cost": 0.1}, None),
+        (
+            "pixels-finetune",
+            {"init_from": "there", "log_std_init": -2.2},
+            "--log-std-init with --init-from and no --log-std-final",
+        ),
+        ("pixels-finetune", {"init_from": "there", "log_std_init": -2.2, "log_std_final": -2.2}, None),
     ],
 )
 def test_a_setting_that_nothing_reads_is_pointed_out(preset: str, flags: dict[str, Any], said: str | None) -> None:
