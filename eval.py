@@ -60,11 +60,18 @@ def main(args: list[str]) -> None:
     if video is not None:
         video.parent.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {"stochastic": flags.stochastic, "video": video, "num_workers": flags.num_workers}
-    with judging(make_console(stderr=True), flags.n_episodes) as show:
-        report = evaluation.evaluate(policy, flags.sim, flags.n_episodes, flags.seed, on_episode=show, **options)
-    if flags.json is not None:
-        report.write(Path(flags.json))
-    print_report(report, {"video": video} if video else {})
+    reports: list[evaluation.Report] = []
+    filmed: dict[str, Path] = {}
+    options |= {"on_report": reports.append}
+    try:
+        with judging(make_console(stderr=True), flags.n_episodes) as show:
+            evaluation.evaluate(policy, flags.sim, flags.n_episodes, flags.seed, on_episode=show, **options)
+        filmed |= {"video": video} if video else {}
+    finally:  # a film that fails does not take the judging with it
+        for report in reports:
+            if flags.json is not None:
+                report.write(Path(flags.json))
+            print_report(report, filmed)
 
 
 def video_path(flags: Flags) -> Path:

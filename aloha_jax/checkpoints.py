@@ -28,7 +28,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from aloha_jax.atomic import replacing
-from aloha_jax.config import Config, ConfigError
+from aloha_jax.config import Config, ConfigError, require_single_precision
 from aloha_jax.policy import Policy, init_params, init_stats
 
 # Of what a run goes on from; to be raised with every change of `RunState` or of what it is paid for. Policies: FORMAT_VERSION.
@@ -189,9 +189,20 @@ def load_policy(path: str | Path, flag: str = "--model-path") -> Policy:
 
     Raises:
         CheckpointError: there is nothing to load there, or it does not fit its configuration.
-        ConfigError: its configuration is damaged or of another format version.
+        ConfigError: its configuration is damaged or of another format version, or JAX computes with 64 bits.
     """
-    directory = _find_model(Path(path), flag)
+    require_single_precision()
+    while True:
+        directory = _find_model(Path(path), flag)
+        before = os.stat(directory)
+        try:
+            return _load_model(directory)
+        except (CheckpointError, ConfigError):  # a training may have put a better model in its place meanwhile
+            if directory.exists() and os.path.samestat(before, os.stat(directory)):
+                raise
+
+
+def _load_model(directory: Path) -> Policy:
     config, sha256 = _read_config(directory)
     structure = jax.eval_shape(lambda: {"params": init_params(config, jax.random.key(0)), "stats": init_stats(config)})
     with _Readable(directory), ocp.StandardCheckpointer() as checkpointer:

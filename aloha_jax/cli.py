@@ -19,7 +19,7 @@ import tyro
 
 from aloha_jax import checkpoints, startup
 from aloha_jax.checkpoints import CheckpointError
-from aloha_jax.config import MAX_EPISODES, Config, ConfigError
+from aloha_jax.config import MAX_EPISODES, Config, ConfigError, require_single_precision
 from aloha_jax.pixels import RendererUnavailable
 from aloha_jax.presets import PRESETS
 from aloha_jax.run import Diverged
@@ -95,8 +95,9 @@ def choose_device(name: str) -> str:
     """Make JAX use `cpu` or `gpu`; `auto` leaves the choice to JAX. Returns the platform in use.
 
     Raises:
-        ConfigError: there is no GPU.
+        ConfigError: there is no GPU, or JAX has been told to compute with 64 bits.
     """
+    require_single_precision()
     if name == "cpu":
         jax.config.update("jax_platforms", "cpu")
     try:

@@ -26,6 +26,18 @@ class ConfigError(ValueError):
     """A setting is wrong; the message says which, and what to do."""
 
 
+def require_single_precision() -> None:
+    """Every array here, from simulators to checkpoints, has the types that JAX has by default.
+
+    Raises:
+        ConfigError: JAX has been told to compute with 64 bits.
+    """
+    import jax
+
+    if jax.numpy.result_type(float) != "float32":
+        raise ConfigError("aloha_jax computes in single precision: unset JAX_ENABLE_X64, or set jax_enable_x64 to False")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(Settings):
     """The settings of a run: frozen, checked by `validate`, and `config.json`."""

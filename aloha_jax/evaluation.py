@@ -129,6 +129,7 @@ def evaluate(
     video: Path | None = None,
     num_workers: int = 1,
     on_episode: Callable[[Trajectory], None] = lambda trajectory: None,
+    on_report: Callable[[Report], None] = lambda report: None,
 ) -> Report:
     """Evaluate a policy; episode i starts from `seed + i`.
 
@@ -141,6 +142,7 @@ def evaluate(
         video: film the first episode into this mp4.
         num_workers: processes that run gym_aloha side by side; they change nothing but the time it takes.
         on_episode: called as each episode ends.
+        on_report: called before the film is drawn, which may fail.
     """
     seeds = list(range(seed, seed + n_episodes))
     if simulator == "gym_aloha" or video is not None:
@@ -153,9 +155,11 @@ def evaluate(
     for trajectory in episodes:
         on_episode(trajectory)
         trajectories.append(trajectory)
+    report = summarize(trajectories, simulator)
+    on_report(report)
     if video is not None:
         film(trajectories[0], policy.config, video, on_gpu=simulator == "mjx" and jax.default_backend() == "gpu")
-    return summarize(trajectories, simulator)
+    return report
 
 
 def film(trajectory: Trajectory, config: Config, path: Path, condition: Condition = NOMINAL, on_gpu: bool = False) -> None:

@@ -9,7 +9,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from aloha_jax.config import MAX_CAMERA_SHIFT, MAX_DYNAMICS_FACTOR, MAX_LAG, MAX_POSE_NOISE, MAX_START_SHIFT, Config
+from aloha_jax.config import (
+    MAX_CAMERA_SHIFT,
+    MAX_DYNAMICS_FACTOR,
+    MAX_LAG,
+    MAX_POSE_NOISE,
+    MAX_START_SHIFT,
+    Config,
+    require_single_precision,
+)
 from aloha_jax.engines import Engine, make_engine
 from aloha_jax.engines.c import CEngine
 from aloha_jax.env import EPISODE_LENGTH, Env
@@ -91,9 +99,10 @@ def make(
 
     Raises:
         ValueError: an argument is not one of its choices, or lies outside its range.
-        ConfigError: `impl` and `physics` do not go together, or `mjx` is asked for worlds that differ.
+        ConfigError: `impl` and `physics` do not go together, `mjx` is asked for worlds that differ, or JAX computes with 64 bits.
         RendererUnavailable: this machine has no such renderer.
     """
+    require_single_precision()
     start_range = StartRange() if start_range is None else start_range
     shaping = Shaping() if shaping is None else shaping
     _require_kinds(start_range=(start_range, StartRange), shaping=(shaping, Shaping), history=(history, Sequence))

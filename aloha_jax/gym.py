@@ -38,11 +38,11 @@ class AlohaVectorEnv(VectorEnv):
     def __init__(self, num_envs: int = 1, **kwargs: Any):
         import jax
 
-        from aloha_jax.factory import make
+        from aloha_jax.factory import MAX_SEED, make
 
         if not kwargs.get("autoreset", True):
             raise ValueError("autoreset is how Gymnasium steps worlds on: take aloha_jax.make for worlds that stop")
-        self._jax = jax
+        self._jax, self._max_seed = jax, MAX_SEED
         self._env = make(num_envs=num_envs, **kwargs)
         self._reset, self._reset_from, self._step = (jax.jit(f) for f in (self._env.reset, self._env.reset_from, self._env.step))
         self._key: Any = None
@@ -62,10 +62,12 @@ class AlohaVectorEnv(VectorEnv):
 
         Raises:
             TypeError: `seed` is not one number, for all worlds.
-            ValueError: there is another option.
+            ValueError: `seed` is not one of JAX's, or there is another option.
         """
         if seed is not None and not isinstance(seed, int | np.integer):
             raise TypeError(f"reset takes one seed for all worlds, an int, not {seed!r}")
+        if seed is not None and not 0 <= seed <= self._max_seed:
+            raise ValueError(f"seed lies in 0..{self._max_seed}, not {seed}")
         if unknown := set(options or {}) - {"qpos"}:
             raise ValueError(f"reset has no option {', '.join(map(str, unknown))}, only qpos")
         if seed is not None or self._key is None:

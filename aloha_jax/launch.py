@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import shlex
 from pathlib import Path
+from typing import Any
 
 from aloha_jax import checkpoints, evaluation, judge, origins
 from aloha_jax.config import Config
@@ -103,9 +104,10 @@ def final_evaluation(config: Config, directory: Path, logger: MetricsLogger) -> 
             require_same(directory, before)
             show(trajectory)
 
-        report = evaluation.evaluate(
-            policy, "gym_aloha", config.final_eval_episodes, FINAL_SEED, video=video, on_episode=on_episode
-        )
-    require_same(directory, before)
-    report.write(directory / "eval" / "report.json")
+        def on_report(report: Report) -> None:
+            require_same(directory, before)
+            report.write(directory / "eval" / "report.json")
+
+        options: dict[str, Any] = {"video": video, "on_episode": on_episode, "on_report": on_report}
+        report = evaluation.evaluate(policy, "gym_aloha", config.final_eval_episodes, FINAL_SEED, **options)
     return report, video

@@ -60,11 +60,16 @@ def main(flags: Flags) -> None:
         done += 1
         print(f"seed {trajectory.seed}: level {trajectory.levels.max()}, {done} of {flags.n_episodes}", flush=True)
 
-    video = flags.to / "insertion.mp4"
     report = evaluation.evaluate(
-        policy, "gym_aloha", flags.n_episodes, flags.seed, video=video, num_workers=flags.num_workers, on_episode=count
+        policy,
+        "gym_aloha",
+        flags.n_episodes,
+        flags.seed,
+        video=flags.to / "insertion.mp4",
+        num_workers=flags.num_workers,
+        on_episode=count,
+        on_report=lambda report: report.write(flags.to / "report.json"),
     )
-    report.write(flags.to / "report.json")
     print(
         f"success {report.success_rate:.1%} {report.success_interval}, clean {report.clean_rate:.1%}, jerk {report.mean_jerk:.0f}"
     )

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from aloha_jax import checkpoints, training
@@ -150,6 +151,28 @@ def test_a_newer_model_takes_the_place_of_an_older(model: Path) -> None:
     save_model(model, fresh_policy(config))
     assert load_policy(model).config == config
     assert [path.name for path in model.parent.iterdir()] == ["model"]
+
+
+def test_a_model_that_is_replaced_while_it_is_read_is_read_again(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of it gone with the older one's folder, as when a run finds a better model."""
+    better, restore = fresh_policy(dataclasses.replace(SMALL, hidden_sizes=(8, 8))), ocp.StandardCheckpointer.restore
+    replaced = iter([better])
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        for policy in replaced:
+            save_model(model, policy)
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return restore(*args, **options)
+
+    monkeypatch.setattr(ocp.StandardCheckpointer, "restore", interrupted)
+    read = load_policy(model)
+    assert read.config == better.config
+    assert_same_tree(read.params, better.params)
+
+
+def test_a_model_of_single_precision_is_not_called_damaged(model: Path) -> None:
+    with jax.enable_x64(True), pytest.raises(ConfigError, match="single precision"):
+        load_policy(model)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])

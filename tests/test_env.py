@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation  # type: ignore[import-untyped]
 import aloha_jax
 from aloha_jax import expert, scene
 from aloha_jax.actions import delta_target, target_limits
-from aloha_jax.config import Config
+from aloha_jax.config import Config, ConfigError
 from aloha_jax.engines import Physics
 from aloha_jax.env import Env, EnvState
 from aloha_jax.env_state import Domain
@@ -765,3 +765,8 @@ def test_pictures_are_of_the_worlds_they_belong_to(obs: str) -> None:
 def test_make_says_what_is_wrong(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make(**{"task": "insertion", **arguments})
+
+
+def test_double_precision_is_refused() -> None:
+    with jax.enable_x64(True), pytest.raises(ConfigError, match="single precision: unset JAX_ENABLE_X64"):
+        make("insertion")

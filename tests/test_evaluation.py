@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import errno
 import json
 import multiprocessing
 import os
@@ -18,6 +19,7 @@ import pytest
 from gym_aloha.constants import START_ARM_POSE, normalize_puppet_gripper_position
 from gym_aloha.utils import sample_insertion_pose
 
+import eval as eval_command
 from aloha_jax import checkpoints, evaluation, expert, judge, scene, trials
 from aloha_jax.actions import DELTA_SCALE
 from aloha_jax.conditions import NOMINAL, Condition
@@ -467,6 +469,22 @@ def test_a_film_of_our_own_worlds_shows_the_condition_and_what_the_policy_saw(mo
     for usual, changed in ((frame, moved), (view, moved_view)):
         assert abs(changed.mean() / (usual // 2).mean() - 1) < 0.1
         assert np.abs((usual // 2).astype(int) - changed).mean() > 1  # it is not only darker
+
+
+def test_a_film_that_fails_takes_no_judging_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(evaluation, "write_mp4", full)
+    monkeypatch.chdir(tmp_path)
+    model = ("--model-path", str(PRETRAINED / "insertion-state"))
+    with pytest.raises(OSError, match="No space left"):
+        eval_command.main([*model, "--sim", "c", "--n-episodes", "2", "--video-path", "film.mp4", "--json", "report.json"])
+    printed = capsys.readouterr()
+    assert json.loads(printed.out) == json.loads((tmp_path / "report.json").read_text())
+    assert "film.mp4" not in printed.err
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")  # imageio's reader

@@ -100,6 +100,9 @@ def test_infos_have_the_form_of_gymnasiums_own_environments() -> None:
 def test_worlds_have_one_seed(env: VectorEnv) -> None:
     with pytest.raises(TypeError, match="one seed for all worlds"):
         env.reset(seed=[1, 2, 3])  # type: ignore[arg-type]
+    for seed in (-1, 2**32, 2**40 + 5):  # JAX would take the lower 32 bits
+        with pytest.raises(ValueError, match=rf"seed lies in 0..{2**32 - 1}, not {seed}"):
+            env.reset(seed=seed)
     with pytest.raises(ValueError, match="no option reset_mask"):
         env.reset(options={"reset_mask": np.array([True, False, False])})
 

@@ -142,6 +142,17 @@ def test_joint_positions_of_another_model_are_refused(renderer: WarpRenderer) ->
         renderer.render(np.zeros((2, 29)))
 
 
+def test_a_renderer_that_is_closed_says_so(poses: np.ndarray) -> None:
+    with make_renderer("warp", "insertion", 8, 8) as renderer:
+        assert isinstance(renderer, DeviceRenderer)
+        renderer.render(poses[:1])
+    renderer.close()
+    with pytest.raises(RuntimeError, match="the renderer is closed"):
+        renderer.render(poses[:1])
+    with pytest.raises(RuntimeError, match="the renderer is closed"):
+        renderer.trace(jnp.asarray(poses[:1], jnp.float32))
+
+
 def test_without_opengl_auto_traces_rays(monkeypatch: pytest.MonkeyPatch) -> None:
     with make_renderer("auto", "insertion", 8, 8) as renderer:
         assert isinstance(renderer, EglRenderer)

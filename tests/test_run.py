@@ -464,7 +464,7 @@ def test_the_final_report_is_written(state_run: Path, tmp_path: Path, monkeypatc
     def in_c(policy: Any, simulator: str, n_episodes: int, seed: int, **rest: Any) -> Any:
         assert simulator == "gym_aloha"
         seeds.append(seed)
-        return judge(policy, "c", n_episodes, seed, on_episode=rest["on_episode"])
+        return judge(policy, "c", n_episodes, seed, on_episode=rest["on_episode"], on_report=rest["on_report"])
 
     monkeypatch.setattr(evaluation, "evaluate", in_c)
     directory = Path(shutil.copytree(state_run, tmp_path / "run"))

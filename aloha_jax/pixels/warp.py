@@ -57,10 +57,16 @@ class WarpRenderer:
         # Warp's own default is a GPU, even where JAX is told to use the CPU.
         self._device: str = warp.device_from_jax(device).alias
         self._contexts: dict[int, Any] = {}  # by number of worlds, which Warp's buffers have built in
+        self._closed = False
         self._trace_batch = jax.jit(self.trace)
 
     def trace(self, poses: jax.Array) -> jax.Array:
-        """Pictures uint8[N, H, W, 3] of poses float32[N, nq] or [N, nq + 2]; under `jit`, where N decides the buffers' size."""
+        """Pictures uint8[N, H, W, 3] of poses float32[N, nq] or [N, nq + 2]; under `jit`, where N decides the buffers' size.
+
+        Raises:
+            RuntimeError: the renderer is closed. Programs that were compiled before find their buffers gone as they run.
+        """
+        self._require_open()
         check_poses(poses.shape, self._host_model.nq)
         num_worlds = poses.shape[0]
         context = self._context(num_worlds)
@@ -80,7 +86,12 @@ class WarpRenderer:
         return blank.replace(qpos=pose[:nq], cam_xpos=blank.cam_xpos.at[:, :2].add(pose[nq:]))  # of all cameras one is drawn
 
     def render(self, poses: np.ndarray) -> np.ndarray:
-        """Pictures uint8[N, H, W, 3] of poses float[N, nq] or [N, nq + 2]."""
+        """Pictures uint8[N, H, W, 3] of poses float[N, nq] or [N, nq + 2].
+
+        Raises:
+            RuntimeError: the renderer is closed.
+        """
+        self._require_open()
         poses = np.asarray(poses, np.float32)
         check_poses(poses.shape, self._host_model.nq)
         pictures = np.empty((len(poses), self.height, self.width, 3), np.uint8)
@@ -93,7 +104,12 @@ class WarpRenderer:
 
     def close(self) -> None:
         """Frees Warp's buffers; may be called twice."""
+        self._closed = True
         self._contexts.clear()
+
+    def _require_open(self) -> None:
+        if self._closed:
+            raise RuntimeError("the renderer is closed")
 
     def __enter__(self) -> Self:
         return self
