@@ -1,8 +1,8 @@
 # `make` lists the targets. All of them set up first: they need Python 3.11 or newer, git and make.
 # What they install is locked in uv.lock and lives in .venv; when that is up to date, setting up takes a tenth of a second.
 
-# A uv on PATH that works, else our own in .uv.
-UV := $(shell uv --version >/dev/null 2>&1 && command -v uv || echo .uv/bin/uv)
+# A uv on PATH that works and is as new as pyproject.toml asks, else our own in .uv.
+UV := $(shell uv cache dir >/dev/null 2>&1 && command -v uv || echo .uv/bin/uv)
 # Most of a test is compilation, which one core does: two processes take two thirds of the time of one.
 TESTS = pytest --numprocesses 2 --dist worksteal
 # CUDA 13, which JAX and Warp are locked for, needs NVIDIA's driver R580.

@@ -58,7 +58,7 @@ class Checkpoint(NamedTuple):
 
 
 class FirstOfEach:
-    """Orbax preservation policy: of every `period` steps keep the first checkpoint.
+    """Orbax preservation policy: keep the first checkpoint at or after each multiple of `period` steps.
 
     Orbax's `EveryNSteps` keeps exact multiples, which steps that come in rollouts hardly ever hit.
     """

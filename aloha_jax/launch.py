@@ -59,7 +59,7 @@ def prepare(config: Config, resume: bool, claims: contextlib.ExitStack) -> tuple
 def _train_and_judge(config: Config, resume: bool, env: Env) -> Path:
     directory = Path(config.log_dir)
     go_on, again = (
-        f"stopped; to go on: train.py --resume {shlex.quote(str(directory))}",
+        f"stopped; to go on: uv run train.py --resume {shlex.quote(str(directory))}",
         "stopped before there was a checkpoint: start it again, with --overwrite",
     )
     with StopRequest(go_on, go_on if checkpoints.latest_checkpoint(directory) is not None else again) as stop:

@@ -11,6 +11,9 @@ from aloha_jax.policy import STATE_SIZE, example_inputs, make_network
 from aloha_jax.startup import container_limit
 
 USABLE = 0.9  # of the memory: allocators fragment, compilers need workspace
+# On a CPU, Python, JAX, MuJoCo and what they compile: the peak of a small training less what is estimated below (0.75 to 0.78 GB
+# from the state, 0.9 to 1.0 from pixels and another 0.09 for each render worker), rounded down.
+PROGRAM, PICTURES_TOO = 0.7e9, 0.2e9
 COPIES_OF_PARAMETERS = 5  # themselves, gradients, Adam's two moments, and the copy that a checkpoint is written from
 PICTURES = 10  # of each world's: now and at an episode's end, in the state, the scan's carry, and the renderer
 PASSES = 3  # activations, their gradients, and what the convolution's implementation unfolds
@@ -26,16 +29,18 @@ def require_memory(config: Config) -> None:
     if available is None:
         return
     fixed, per_world = estimate(config)
-    room = USABLE * available - fixed
+    program = 0.0 if jax.default_backend() != "cpu" else PROGRAM + PICTURES_TOO * config.has_pixels
+    room = USABLE * available - program - fixed
     if config.n_envs * per_world <= room:
         return
-    needed = f"--n-envs {config.n_envs} needs about {_gigabytes(fixed + config.n_envs * per_world)} of memory"
+    needed = f"--n-envs {config.n_envs} needs about {_gigabytes(program + fixed + config.n_envs * per_world)} of memory"
     largest = int(room / per_world)
-    remedy = (
-        f"at most {largest} fit, by estimate"
-        if largest > 0
-        else "none fits: lower --n-steps, --microbatch-size or --eval-episodes"
-    )
+    if largest > 0:
+        remedy = f"at most {largest} fit, by estimate"
+    elif program > USABLE * available:
+        remedy = f"JAX and MuJoCo alone take {_gigabytes(program)}"
+    else:
+        remedy = "none fits: lower --n-steps, --microbatch-size or --eval-episodes"
     raise ConfigError(f"{needed}, and {_gigabytes(available)} are there: {remedy}")
 
 

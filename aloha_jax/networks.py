@@ -77,7 +77,7 @@ def conv_by_xla(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def conv_on_cpu(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """The same by what is faster on a CPU (benchmarks/conv.py): XLA to act, slices to learn and where patches do not overlap."""
+    """The same on a CPU (benchmarks/conv.py): slices where patches do not overlap, and to learn; else XLA."""
     by = conv_by_slices if kernel.shape[0] == stride else conv_by_xla
     return by(x, kernel, stride)
 

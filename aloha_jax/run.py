@@ -184,7 +184,7 @@ class Run:
             writer = CheckpointWriter(fresh / "checkpoints")
             self._save_to(writer, state, records)
             writer.close()
-        replay = f"train.py --resume {shlex.quote(str(directory))}"
+        replay = f"uv run train.py --resume {shlex.quote(str(directory))}"
         return (
             f"gradients were not finite in {MAX_BROKEN_UPDATES} updates in a row, up to {self.env_steps} steps: "
             f"lower --learning-rate or --max-grad-norm; `{replay}` replays it; the checkpoints are intact"

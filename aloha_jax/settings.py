@@ -73,9 +73,9 @@ class Settings:
     reward: Literal["dense", "shaped", "sparse"] = "dense"
     """Training reward: potentials (docs/learning.md), the guide's bonuses, or gym_aloha's own."""
     action_cost: float = 0.0005
-    """What the dense reward takes for the squared action (0.01 makes a policy that succeeds slow)."""
+    """What the dense reward takes, halved, for the squared action (0.01 makes a policy that succeeds slow)."""
     action_change_cost: float = 0.0
-    """What the dense reward takes for the squared change of the action (0.01 makes a policy that succeeds smooth)."""
+    """What the dense reward takes, halved, for the squared change of the action (0.01 makes a policy that succeeds smooth)."""
     grip_tolerance: float | None = None
     """Metres; a hold that far from the nominal grip counts 56 %, far away 30 %. None: all, or with --teacher as its own."""
     grip_height_tolerance: float | None = None
@@ -184,7 +184,7 @@ class Settings:
     checkpoint_freq: int = 100_000
     """Environment steps between checkpoints."""
     keep_period: int | None = None
-    """Keep the first checkpoint of every so many environment steps, beside the newest three and the best; None: only those."""
+    """Keep the first checkpoint at or after each multiple of so many environment steps, beside the newest three and the best."""
     eval_freq: int = 50_000
     """Environment steps between evaluations during training, in the training engine."""
     eval_episodes: int = 16

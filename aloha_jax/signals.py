@@ -5,10 +5,14 @@ import signal
 import socket
 import sys
 import threading
+import time
 from types import TracebackType
 from typing import Self
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# Seconds in which the same signal is no second one. What a process group is sent, by `timeout` or a batch system, comes twice to
+# a program under `uv run`, which passes on its own.
+ECHO = 0.5
 
 
 class Interrupted(Exception):
@@ -29,7 +33,7 @@ class Interrupted(Exception):
 
 
 class StopRequest:
-    """Context in which SIGINT and SIGTERM set `signum` instead of ending the process; the second one ends it at once.
+    """Context in which SIGINT and SIGTERM set `signum` instead of ending the process; a second, after `ECHO`, ends it at once.
 
     Python runs signal handlers between two bytecodes of the main thread, which may be inside a compilation or an update for
     minutes. So a thread of its own reads the signals as they arrive, from Python's wake-up file descriptor.
@@ -64,12 +68,14 @@ class StopRequest:
         self._receiver.close()
 
     def _watch(self) -> None:
+        came = 0.0
         while byte := self._receiver.recv(1):
-            if byte[0] not in SIGNALS:  # of another handler
+            echo = byte[0] == self.signum and time.monotonic() - came < ECHO
+            if byte[0] not in SIGNALS or echo:  # the former of another handler
                 continue
             if self.nothing_to_save or self.signum is not None:
                 show_cursor = "\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar may have hidden it
                 farewell = self.early_farewell if self.nothing_to_save else self.farewell
                 os.write(2, f"{show_cursor}error: {farewell}\n".encode())
                 os._exit(128 + byte[0])
-            self.signum = byte[0]
+            came, self.signum = time.monotonic(), byte[0]

@@ -111,7 +111,7 @@ def mesh_cells(height: int, width: int, crop: Crop | None = None) -> tuple[float
     """Metres; mesh vertices in a grid cell of this size are merged: in the hands' meshes, and in all others. Arguments as above.
 
     Software renderers pay for a triangle however small. Hands are what a crop of the table shows; where a pixel of the picture is
-    more than four of gym_aloha's frame wide, 8 mm of the table, they need no more than the rest (docs/benchmarks.md, Renderer).
+    more than four of gym_aloha's frame wide, 11 mm of the table, they need no more than the rest (docs/benchmarks.md, Renderer).
     """
     return (0.015 if _covered(height, width, crop) > 4 else 0.007), 0.015
 

@@ -20,11 +20,14 @@ list() {  # list NAME SECONDS COMMAND...
 }
 
 run() {  # run NAME SECONDS COMMAND...
-    local name=$1 limit=$2 status
+    local name=$1 limit=$2 status i
     shift 2
     [[ -z $chosen || " $chosen " == *" $name "* ]] || return
     echo "== $name: $*"
-    timeout "$limit" "$@" >"$out/$name.log" 2>&1
+    for ((i = 1; i < $#; i++)); do  # what it is to write: if it fails, no later part is to take an earlier session's for it
+        [[ ${!i} == --log-dir || ${!i} == --json ]] && rm -rf "${@:i+1:1}"
+    done
+    timeout -k 60 "$limit" "$@" >"$out/$name.log" 2>&1
     status=$?
     echo "exit $status, last lines:"
     tail -n 12 "$out/$name.log"
@@ -103,6 +106,10 @@ if [ "$out" = list ]; then
     out=gpu_session
     parts list
     exit
+fi
+if parts list | grep "^$out " >/dev/null; then
+    echo "error: $out is a part: name a folder first, as in bash benchmarks/gpu_session.sh out $out" >&2
+    exit 2
 fi
 chosen=$*
 for name in $chosen; do

@@ -239,13 +239,29 @@ def test_a_signal_before_there_is_anything_to_go_on_from_says_so() -> None:
         assert (end.returncode, end.stderr) == (143, f"error: {says}\n")
 
 
+def test_a_signal_that_comes_twice_at_once_is_one() -> None:
+    """As under `uv run`, when a whole process group is signalled."""
+    program = (
+        "import os, signal, time\n"
+        "from aloha_jax.signals import StopRequest\n"
+        "with StopRequest('stopped; to go on') as stop:\n"
+        "    stop.nothing_to_save = False\n"
+        "    for _ in range(2): os.kill(os.getpid(), signal.SIGTERM); time.sleep(0.05)\n"
+        "    print(stop.signum, flush=True)\n"
+        "    {then}os.kill(os.getpid(), signal.SIGINT); time.sleep(9)\n"
+    )
+    for then, number in (("os._exit(0); ", 0), ("", 130)):  # another signal is no echo
+        end = subprocess.run([sys.executable, "-c", program.format(then=then)], capture_output=True, text=True, timeout=60)
+        assert (end.returncode, end.stdout.strip()) == (number, "15")
+
+
 def test_the_second_signal_ends_a_process_at_once() -> None:
     """Although its main thread is deaf: it never returns to Python's interpreter loop, as in a long compilation."""
     program = (
         "import hashlib, os, signal, threading, time\n"
         "from aloha_jax.signals import StopRequest\n"
         "def twice():\n"
-        "    time.sleep(0.3); os.kill(os.getpid(), signal.{first}); time.sleep(0.3); print(stop.signum, flush=True)\n"
+        "    time.sleep(0.3); os.kill(os.getpid(), signal.{first}); time.sleep(0.8); print(stop.signum, flush=True)\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "with StopRequest('stopped; to go on') as stop:\n"
         "    stop.nothing_to_save = False\n"

@@ -1,6 +1,7 @@
 """benchmarks/gpu_session.sh: a machine with a GPU is a rare guest, and no time to find a mistyped flag."""
 
 import importlib
+import os
 import shlex
 import subprocess
 from pathlib import Path
@@ -59,3 +60,31 @@ def test_a_part_that_does_not_exist_is_named(tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert "there is no part nonsense" in refused.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_part_in_the_folders_place_is_refused() -> None:
+    refused = session("train_state")
+    assert refused.returncode == 2
+    assert "train_state is a part: name a folder first" in refused.stderr
+
+
+def test_a_part_that_fails_leaves_nothing_of_an_earlier_session(tmp_path: Path) -> None:
+    """Nothing that a later part would judge as its own."""
+    python, out = tmp_path / "python", tmp_path / "out"
+    python.write_text("#!/bin/sh\nexit 3\n")
+    python.chmod(0o755)
+    (out / "polish" / "final_model").mkdir(parents=True)
+    (out / "polish.json").touch()
+    (out / "state").mkdir()
+    ended = subprocess.run(
+        ["bash", str(SCRIPT), str(out), "train_polish", "judge_polish"],
+        text=True,
+        capture_output=True,
+        timeout=60,
+        env=os.environ | {"PYTHON": str(python)},
+    )
+    assert ended.returncode == 1
+    assert ended.stdout.count("exit 3, last lines:") == 2
+    assert not (out / "polish").exists()
+    assert not (out / "polish.json").exists()
+    assert (out / "state").is_dir()

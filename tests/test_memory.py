@@ -84,6 +84,10 @@ def test_what_no_number_of_worlds_makes_fit_is_said(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(memory, "available_memory", lambda: 10**9)
     with pytest.raises(ConfigError, match="none fits: lower"):
         memory.require_memory(GUIDE)
+    monkeypatch.setattr(memory, "available_memory", lambda: 5 * 10**8)
+    for preset in ("state", "pixels"):  # small, but for the program
+        with pytest.raises(ConfigError, match=r"and 0\.50 GB are there: JAX and MuJoCo alone take 0\.[79]0 GB"):
+            memory.require_memory(PRESETS[preset])
 
 
 def test_memory_of_this_machine_is_known() -> None:

@@ -60,7 +60,7 @@ def test_a_run_that_was_killed_and_then_stopped_ends_as_if_nothing_had_been(
     assert rows(run / "progress.csv")[0]["env_steps"] == "64"  # no checkpoint without the rows that lead to it
 
     status, errors = signal_once_it_has(run / "checkpoints" / "128", signal.SIGTERM, "--resume", str(run))
-    assert (status, errors) == (128 + signal.SIGTERM, f"error: stopped; to go on: train.py --resume {run}\n")
+    assert (status, errors) == (128 + signal.SIGTERM, f"error: stopped; to go on: uv run train.py --resume {run}\n")
     require_whole(run)
     assert 128 < max(int(path.name) for path in complete_checkpoints(run)) < 384  # it saved where it was told to stop
     assert not (run / "final_model").exists()

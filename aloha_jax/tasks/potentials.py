@@ -32,8 +32,8 @@ class Shaping(NamedTuple):
     """What the dense reward asks beyond an insertion.
 
     Attributes:
-        action_cost: what it takes for the squared action, per unit of `actions.DELTA_SCALE`.
-        action_change_cost: what it takes for the squared change of the action.
+        action_cost: what it takes, halved as all of it is, for the squared action, per unit of `actions.DELTA_SCALE`.
+        action_change_cost: the same for the squared change of the action.
         grip_tolerance: metres; how far from the nominal grip the fingers may hold an object before the hold counts for little.
             None: any hold near the object's centre counts in full.
         grip_height_tolerance: metres; lifting counts half where an object is held that far over or under where fingers on the
