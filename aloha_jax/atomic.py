@@ -1,4 +1,4 @@
-"""Directories that change in one instant, by one process at a time: whoever looks, or is killed, finds the older or the newer."""
+"""Files and directories that change in one instant: whoever looks, or is killed, finds the older or the newer."""
 
 import contextlib
 import ctypes
@@ -35,6 +35,20 @@ def replacing(target: Path) -> Iterator[Path]:
         os.rename(target, stale)
         os.rename(fresh, target)
         shutil.rmtree(stale, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, which appears, or is replaced, once it is complete. What is no file, as a terminal, is written to."""
+    if path.exists() and not path.is_file():
+        path.write_text(text)
+        return
+    path = path.resolve()  # a link stays one
+    unfinished = path.with_name(f".{path.name}.part")
+    try:
+        unfinished.write_text(text)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

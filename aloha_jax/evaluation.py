@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from aloha_jax import quality
+from aloha_jax import atomic, quality
 from aloha_jax.conditions import NOMINAL, Condition
 from aloha_jax.config import Config
 from aloha_jax.judge import Trajectory, gym_aloha_episodes, require_judge
@@ -61,17 +61,8 @@ class Report:
         return json.dumps(dataclasses.asdict(self), indent=2)
 
     def write(self, path: Path) -> None:
-        """Write as JSON; the file appears, or is replaced, once it is complete. What is no file, as a terminal, is written to."""
-        if path.exists() and not path.is_file():
-            path.write_text(self.to_json() + "\n")
-            return
-        path = path.resolve()  # a link stays one
-        unfinished = path.with_name(f".{path.name}.part")
-        try:
-            unfinished.write_text(self.to_json() + "\n")
-            unfinished.replace(path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        """Write as JSON; see `atomic.write_text`."""
+        atomic.write_text(path, self.to_json() + "\n")
 
 
 def wilson_interval(successes: int, trials: int, z: float = 1.959964) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import tyro
 
-from aloha_jax import checkpoints, cli, origins, plots
+from aloha_jax import atomic, checkpoints, cli, origins, plots
 from aloha_jax.config import Config, ConfigError
 from aloha_jax.presets import PRESETS
 
@@ -240,12 +240,17 @@ def write_json(flags: Flags, found: dict[str, dict[str, Row]], path: Path) -> No
         }
         for name, rows in found.items()
     }
-    path.write_text(json.dumps({"evaluation_episodes": EVALUATION_EPISODES, "ablations": figures}, indent=2) + "\n")
+    atomic.write_text(path, json.dumps({"evaluation_episodes": EVALUATION_EPISODES, "ablations": figures}, indent=2) + "\n")
 
 
 def main(flags: Flags) -> int:
     """Train what is missing, print the table; returns 1 if a training failed, or the status of one that a signal ended."""
     status = 0
+    if flags.evaluations < 1:
+        raise ConfigError(f"--evaluations must be at least 1, got {flags.evaluations}")
+    if flags.json is not None:
+        flags.json.parent.mkdir(parents=True, exist_ok=True)
+        cli.require_writable("--json", flags.json, in_place=True)
     wanted = {(name, seed): train_flags(flags, name, seed) for name in flags.names for seed in flags.seeds}
     left = {run: what_is_left(flags.directory(*run), args) for run, args in wanted.items()}  # complaints come before any training
     for (name, seed), args in left.items() if flags.train else ():

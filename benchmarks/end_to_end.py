@@ -5,6 +5,7 @@ uv run benchmarks/end_to_end.py --sb3-python .venv-bench/bin/python
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -89,11 +90,13 @@ def stable_baselines(flags: Flags) -> float:
     settings = {"size": flags.size, "conv": json.dumps(conv), "features-dim": features_dim, "updates": flags.sb3_updates}
     settings |= {"n-envs": 2, "n-steps": 64, "batch-size": 64, "n-epochs": 10}
     command = [str(flags.sb3_python), str(script), *(f"--{name}={value}" for name, value in settings.items())]
-    output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return float(json.loads(output.splitlines()[-1])["env_steps_per_second"])
 
 
 def main(flags: Flags) -> None:
+    if flags.sb3_python is not None and shutil.which(flags.sb3_python) is None:
+        raise SystemExit(f"error: there is no {flags.sb3_python}: benchmarks/README.md says how to make that environment")
     theirs = None if flags.sb3_python is None else stable_baselines(flags)
     our_rate = ours(flags)
     print(f"| pixel PPO at {flags.size}x{flags.size}, {flags.network} network | env steps/s | ratio |\n|---|---|---|")

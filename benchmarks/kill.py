@@ -13,6 +13,7 @@ bits as the run that was left in peace: parameters, optimizer, worlds, keys, bes
 Starting costs most, and compiling most of that: XLA_FLAGS=--xla_backend_optimization_level=0 in the environment makes it cheaper.
 """
 
+import contextlib
 import dataclasses
 import math
 import random
@@ -22,6 +23,7 @@ import subprocess
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -118,7 +120,24 @@ def wait_until_it_trains(directory: Path, process: subprocess.Popen[str], update
 
 def freeze_often(flags: Flags, directory: Path, copies: Path, rng: random.Random, tally: Tally) -> list[Path]:
     """Train in one go, taking copies at random moments; returns those from which `--resume` can go on."""
-    process = start_training(*flags.new_run(directory))
+    with ended_at_last(start_training(*flags.new_run(directory))) as process:
+        return freeze_it_often(flags, process, directory, copies, rng, tally)
+
+
+@contextlib.contextmanager
+def ended_at_last(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
+    """Whatever is found: it may be stopped, and would stay so."""
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def freeze_it_often(
+    flags: Flags, process: subprocess.Popen[str], directory: Path, copies: Path, rng: random.Random, tally: Tally
+) -> list[Path]:
+    """As `freeze_often`, of a training that has begun."""
     wait_until_it_trains(directory, process)
     resumable, had_best_model = [], False
     for i in range(flags.freezes):
@@ -165,14 +184,15 @@ def kill_often(flags: Flags, directory: Path, rng: random.Random, tally: Tally) 
     had_best_model = False
     for i in range(flags.kills):
         resumable, process = start_or_resume(flags, directory)
-        if early := rng.random() < EARLY:
-            trains = wait_until_it_trains(directory, process, longest=rng.uniform(0, START_SECONDS))
-        else:  # so many updates that half of the pieces get beyond a checkpoint, and all of them together not to the end
-            trains = wait_until_it_trains(directory, process, rng.randint(1, max(1, 2 * flags.updates // flags.kills)))
-        if trains and not early:
-            wait_for_a_moment(directory, process, rng, longest=0.2)
-        process.kill()
-        _, errors = process.communicate()
+        with ended_at_last(process):
+            if early := rng.random() < EARLY:
+                trains = wait_until_it_trains(directory, process, longest=rng.uniform(0, START_SECONDS))
+            else:  # so many updates that half of the pieces get beyond a checkpoint, and all of them together not to the end
+                trains = wait_until_it_trains(directory, process, rng.randint(1, max(1, 2 * flags.updates // flags.kills)))
+            if trains and not early:
+                wait_for_a_moment(directory, process, rng, longest=0.2)
+            process.kill()
+            _, errors = process.communicate()
         assert process.returncode in (0, -signal.SIGKILL), errors
         tally["real kills" if process.returncode else "kills that came too late"] += 1
         tally["of these while it started, imported, compiled"] += not trains
@@ -191,10 +211,24 @@ def start_or_resume(flags: Flags, directory: Path) -> tuple[bool, subprocess.Pop
     return True, start_training("--resume", str(directory))
 
 
+@contextlib.contextmanager
+def kept_if_broken() -> Iterator[Path]:
+    """A temporary folder, which stays if something is wrong in it, and is named."""
+    folder = Path(tempfile.mkdtemp())
+    try:
+        yield folder
+    except Exception:
+        print(f"what was found is in {folder}", flush=True)
+        raise
+    except KeyboardInterrupt:
+        shutil.rmtree(folder)
+        raise
+    shutil.rmtree(folder)
+
+
 def main(flags: Flags) -> None:
     rng, frozen, killed = random.Random(flags.seed), Tally(), Tally()
-    with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
+    with kept_if_broken() as root:
         jax.config.update("jax_compilation_cache_dir", str(root / "cache"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         whole = root / "whole"

@@ -8,8 +8,10 @@ Gymnasium's own Pendulum-v1, without noise, from the starts of seeds 10,000 and 
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import time
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -56,7 +58,7 @@ def ours(seed: int, timesteps: int, episodes: int) -> dict[str, Any]:
 
 def stable_baselines3(python: str, seed: int, timesteps: int, episodes: int) -> dict[str, Any]:
     """The same of Stable-Baselines3."""
-    command = [python, "benchmarks/pendulum_sb3.py", str(seed), str(timesteps), str(episodes)]
+    command = [python, str(Path(__file__).with_name("pendulum_sb3.py")), str(seed), str(timesteps), str(episodes)]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
 
 
@@ -69,6 +71,8 @@ def row(name: str, runs: list[dict[str, Any]]) -> str:
 
 
 def main(flags: Flags) -> None:
+    if flags.sb3_python is not None and shutil.which(flags.sb3_python) is None:
+        raise SystemExit(f"error: there is no {flags.sb3_python}: benchmarks/README.md says how to make that environment")
     runs: dict[str, list[dict[str, Any]]] = {"ours": [], "Stable-Baselines3": []}
     for seed in range(flags.seeds):  # in turn, so that both meet the same weather on a shared machine
         runs["ours"].append(ours(seed, flags.timesteps, flags.episodes))

@@ -60,26 +60,30 @@ def main(flags: Flags) -> None:
         done += 1
         print(f"seed {trajectory.seed}: level {trajectory.levels.max()}, {done} of {flags.n_episodes}", flush=True)
 
-    report = evaluation.evaluate(
-        policy,
-        "gym_aloha",
-        flags.n_episodes,
-        flags.seed,
-        video=flags.to / "insertion.mp4",
-        num_workers=flags.num_workers,
-        on_episode=count,
-        on_report=lambda report: report.write(flags.to / "report.json"),
-    )
+    if run is not None:  # else a model that was copied out of its run
+        for record in ("progress.csv", "eval/evaluations.csv"):
+            source, copy = run / record, flags.to / record
+            if source.exists():
+                copy.parent.mkdir(exist_ok=True)
+                shutil.copy(source, copy)
+    try:
+        report = evaluation.evaluate(
+            policy,
+            "gym_aloha",
+            flags.n_episodes,
+            flags.seed,
+            video=flags.to / "insertion.mp4",
+            num_workers=flags.num_workers,
+            on_episode=count,
+            on_report=lambda report: report.write(flags.to / "report.json"),
+        )
+    except BaseException:
+        if not (flags.to / "report.json").exists():  # or the same command would be refused
+            shutil.rmtree(flags.to)
+        raise
     print(
         f"success {report.success_rate:.1%} {report.success_interval}, clean {report.clean_rate:.1%}, jerk {report.mean_jerk:.0f}"
     )
-    if run is None:  # a model that was copied out of its run
-        return
-    for record in ("progress.csv", "eval/evaluations.csv"):
-        source, copy = run / record, flags.to / record
-        if source.exists():
-            copy.parent.mkdir(exist_ok=True)
-            shutil.copy(source, copy)
 
 
 if __name__ == "__main__":

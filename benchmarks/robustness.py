@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import tyro
 
-from aloha_jax import checkpoints, cli, evaluation, judge, trials
+from aloha_jax import atomic, checkpoints, cli, evaluation, judge, trials
 from aloha_jax.conditions import NOMINAL, Condition
 from aloha_jax.config import ConfigError
 from aloha_jax.policy import Policy
@@ -116,17 +116,20 @@ def main(flags: Flags) -> None:
         cli.require_writable("--json", flags.json, in_place=True)
     found, judged = {}, episodes_of(flags, policy, list(tried.values()))
     print("| condition | success | 95 % interval | clean |\n|---|---|---|---|", flush=True)
-    for name in tried:
-        episodes = list(itertools.islice(judged, flags.n_episodes))
-        if flags.videos is not None:
-            film = flags.videos / f"{re.sub('[^a-z0-9.]+', '-', name)}.mp4"
-            evaluation.film(episodes[0], policy.config, film, tried[name])
-        report = evaluation.summarize(episodes, flags.sim)
-        low, high = report.success_interval
-        found[name] = {"success_rate": report.success_rate, "success_interval": [low, high], "clean_rate": report.clean_rate}
-        print(f"| {name} | {report.success_rate:.0%} | {low:.0%}..{high:.0%} | {report.clean_rate:.0%} |", flush=True)
-    if flags.json is not None:
-        flags.json.write_text(json.dumps({"episodes": flags.n_episodes, "conditions": found}, indent=2) + "\n")
+    try:
+        for name in tried:
+            episodes = list(itertools.islice(judged, flags.n_episodes))
+            report = evaluation.summarize(episodes, flags.sim)
+            low, high = report.success_interval
+            found[name] = {"success_rate": report.success_rate, "success_interval": [low, high], "clean_rate": report.clean_rate}
+            print(f"| {name} | {report.success_rate:.0%} | {low:.0%}..{high:.0%} | {report.clean_rate:.0%} |", flush=True)
+            if flags.videos is not None:
+                film = flags.videos / f"{re.sub('[^a-z0-9.]+', '-', name)}.mp4"
+                evaluation.film(episodes[0], policy.config, film, tried[name])
+    finally:  # what goes wrong does not take with it what is known
+        if flags.json is not None and found:
+            text = json.dumps({"episodes": flags.n_episodes, "conditions": found}, indent=2)
+            atomic.write_text(flags.json, text + "\n")
 
 
 if __name__ == "__main__":

@@ -80,10 +80,10 @@ def training_speed(run: Path, since: int) -> tuple[int, float]:
 
 
 def watch(flags: Flags, process: psutil.Process) -> None:
-    """Append a row to `flags.out` every `flags.every` seconds while the process lives."""
+    """Write a row to `flags.out`, which must not exist, every `flags.every` seconds while the process lives."""
     start, env_steps = time.monotonic(), 0
     deadline = start + 3600 * flags.hours if flags.hours else float("inf")
-    with flags.out.open("w", newline="") as file:
+    with flags.out.open("x", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         while time.monotonic() < deadline and process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
@@ -100,6 +100,8 @@ def watch(flags: Flags, process: psutil.Process) -> None:
 
 def read(path: Path) -> dict[str, np.ndarray]:
     """The columns of a record."""
+    if not path.is_file():
+        raise SystemExit(f"error: --out {path}: there is no such record; give --pid, or a training after --")
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return {name: np.array([float(row[name]) for row in rows]) for name in COLUMNS}
@@ -145,10 +147,28 @@ def draw(record: dict[str, np.ndarray], warm_up: float, path: Path) -> None:
     plt.close(figure)
 
 
+def report(flags: Flags) -> bool:
+    """Print what the record says; whether everything was flat."""
+    record = read(flags.out)
+    if len(record["seconds"]) < 8:
+        raise SystemExit(f"error: {flags.out} has {len(record['seconds'])} samples; at least 8 are needed to judge")
+    draw(record, flags.warm_up, flags.out.with_suffix(".png"))
+    verdicts = judge(record, flags.warm_up)
+    if flags.run is not None and "speed" not in verdicts:
+        verdicts["speed"] = False, f"{flags.run / 'progress.csv'} told none"
+    steps, hours = record["env_steps"][-1] - record["env_steps"][0], record["seconds"][-1] / 3600
+    print(f"{len(record['seconds'])} samples over {hours:.2f} hours, {steps:,.0f} env steps; medians of first and last quarter:")
+    for name, (flat, figures) in verdicts.items():
+        print(f"{name:>16}: {'flat' if flat else 'NOT FLAT'}  {figures}")
+    return all(flat for flat, _ in verdicts.values())
+
+
 def main(flags: Flags, train_args: list[str]) -> int:
     for number in (signal.SIGTERM, signal.SIGHUP):  # as Ctrl-C: a training must not go on without us
         signal.signal(number, signal.default_int_handler)
-    started = None
+    if (train_args or flags.pid is not None) and flags.out.exists():
+        raise SystemExit(f"error: --out {flags.out} exists: choose another, or delete it yourself")
+    started, status = None, None
     if train_args:
         log_dir = ["--log-dir", str(flags.run)] if flags.run else []
         # In a session of its own: a terminal's Ctrl-C would reach it, too, and SIGTERM, its second signal, would end it at once.
@@ -163,18 +183,12 @@ def main(flags: Flags, train_args: list[str]) -> int:
         raise SystemExit(f"error: --pid {pid}: there is no such process") from None
     finally:
         if started:
+            status = started.poll()
             started.terminate()
             started.wait()
-    record = read(flags.out)
-    if len(record["seconds"]) < 8:
-        raise SystemExit(f"error: {flags.out} has {len(record['seconds'])} samples; at least 8 are needed to judge")
-    draw(record, flags.warm_up, flags.out.with_suffix(".png"))
-    verdicts = judge(record, flags.warm_up)
-    steps, hours = record["env_steps"][-1] - record["env_steps"][0], record["seconds"][-1] / 3600
-    print(f"{len(record['seconds'])} samples over {hours:.2f} hours, {steps:,.0f} env steps; medians of first and last quarter:")
-    for name, (flat, figures) in verdicts.items():
-        print(f"{name:>16}: {'flat' if flat else 'NOT FLAT'}  {figures}")
-    return 0 if all(flat for flat, _ in verdicts.values()) else 1
+    if status:
+        print(f"the training ended by itself with exit status {status}")
+    return 0 if report(flags) and not status else 1
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ import concurrent.futures
 import dataclasses
 import multiprocessing
 import resource
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
@@ -278,7 +279,9 @@ def device_kind() -> str:
     return jax.devices()[0].device_kind
 
 
-def main(flags: Flags) -> None:
+def main(flags: Flags) -> int:
+    """Print a row per measurement; returns 1 if one failed."""
+    status = 0
     device = in_its_own_process(device_kind)  # here it would keep the device's memory from the others
     kind = f"engine {flags.engine} ({flags.impl}), renderer {flags.renderer} ({flags.quality}), {flags.size}×{flags.size}"
     print(f"{device}; {kind}{'' if flags.double_buffer else ', not double-buffered'}")
@@ -291,6 +294,7 @@ def main(flags: Flags) -> None:
             except Exception as error:
                 reason = str(error).partition("\n")[0][:80] or type(error).__name__
                 print(f"| {num_worlds} | {what} | failed: {reason} | | | |", flush=True)
+                status = 1
                 continue
             bare = bare_of(what)
             left = done[bare].fastest / now.fastest if now.share is None and bare in done else now.share
@@ -306,7 +310,8 @@ def main(flags: Flags) -> None:
                 samples = num_worlds * flags.steps * Config().n_epochs / seconds
                 share = f"{seconds / done[both].fastest:.0%} of {both}"
                 print(f"| {num_worlds} | {both}: update | {samples:,.0f} samples/s | {share} | | |")
+    return status
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Flags, description=__doc__))
+    sys.exit(main(tyro.cli(Flags, description=__doc__)))

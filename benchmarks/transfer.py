@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import tyro
 
-from aloha_jax import checkpoints, cli, evaluation
+from aloha_jax import atomic, checkpoints, cli, evaluation
 from aloha_jax.config import Config
 from aloha_jax.policy import Policy
 from benchmarks import robustness
@@ -69,23 +69,28 @@ def main(flags: Flags) -> None:
         cli.require_writable("--json", flags.json, in_place=True)
     found = {}
     print("| | success | 95 % interval | clean | steps to success |\n|---|---|---|---|---|", flush=True)
-    for name, config in tried.items():
-        simulator = "gym_aloha" if config is None else flags.engine
-        there = policy if config is None else Policy(config, policy.params, policy.stats)
-        report = evaluation.evaluate(there, simulator, flags.n_episodes, flags.seed, num_workers=flags.num_workers)
-        low, high = report.success_interval
-        lengths = [episode["length"] for episode in report.episodes if "4" in episode["levels"]]
-        mean_length = sum(lengths) / len(lengths) if lengths else None
-        found[name] = {
-            "success_rate": report.success_rate,
-            "success_interval": [low, high],
-            "clean_rate": report.clean_rate,
-            "mean_steps_to_success": mean_length,
-        }
-        steps = f"{mean_length:.0f}" if mean_length else ""
-        print(f"| {name} | {report.success_rate:.0%} | {low:.0%}..{high:.0%} | {report.clean_rate:.0%} | {steps} |", flush=True)
-    if flags.json is not None:
-        flags.json.write_text(json.dumps({"episodes": flags.n_episodes, "worlds": found}, indent=2) + "\n")
+    try:
+        for name, config in tried.items():
+            simulator = "gym_aloha" if config is None else flags.engine
+            there = policy if config is None else Policy(config, policy.params, policy.stats)
+            report = evaluation.evaluate(there, simulator, flags.n_episodes, flags.seed, num_workers=flags.num_workers)
+            low, high = report.success_interval
+            lengths = [episode["length"] for episode in report.episodes if "4" in episode["levels"]]
+            mean_length = sum(lengths) / len(lengths) if lengths else None
+            found[name] = {
+                "success_rate": report.success_rate,
+                "success_interval": [low, high],
+                "clean_rate": report.clean_rate,
+                "mean_steps_to_success": mean_length,
+            }
+            steps = f"{mean_length:.0f}" if mean_length else ""
+            print(
+                f"| {name} | {report.success_rate:.0%} | {low:.0%}..{high:.0%} | {report.clean_rate:.0%} | {steps} |", flush=True
+            )
+    finally:  # what goes wrong does not take with it what is known
+        if flags.json is not None and found:
+            text = json.dumps({"episodes": flags.n_episodes, "worlds": found}, indent=2)
+            atomic.write_text(flags.json, text + "\n")
 
 
 if __name__ == "__main__":

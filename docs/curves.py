@@ -171,13 +171,17 @@ def _add_legend(figure: Figure, handles: list[Artist], labels: list[str]) -> Non
         legend.remove()
 
 
-def table(lines: dict[str, Line]) -> str:
-    """Markdown: environment steps and minutes at the first point where each line's mean success is at least each of `MARKS`."""
+def table(lines: dict[str, Line], minutes: bool = True) -> str:
+    """Markdown: environment steps and minutes at the first point where each line's mean success is at least each of `MARKS`.
+
+    A line goes as far as the shortest of its runs, and nothing is said of what comes after.
+    """
     rows = [["success", *(f"{mark:.0%}" for mark in MARKS)], ["---"] * (1 + len(MARKS))]
     for label, line in lines.items():
-        first = [np.flatnonzero(line.shares["success"].mean(axis=0) >= mark)[:1] for mark in MARKS]
-        cells = [f"{line.env_steps[i[0]] / 1e6:.2f} M, {line.minutes[i[0]]:.0f} min" if i.size else "not reached" for i in first]
-        rows.append([label, *cells])
+        success, steps = line.shares["success"].mean(axis=0), [f"{n / 1e6:.2f} M" for n in line.env_steps]
+        times = [f", {x:.0f} min" if minutes else "" for x in line.minutes]
+        first = [np.flatnonzero(success >= mark)[:1] for mark in MARKS]
+        rows.append([label, *(f"{steps[i[0]]}{times[i[0]]}" if i.size else f"not by {steps[-1]}" for i in first)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -187,7 +191,7 @@ def main(flags: Flags) -> None:
     flags.out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(flags.out, dpi=120)
     plt.close(figure)
-    print(table(lines))
+    print(table(lines, flags.minutes))
 
 
 if __name__ == "__main__":

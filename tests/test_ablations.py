@@ -183,6 +183,16 @@ def test_one_failure_does_not_stop_the_others_but_a_signal_does(
     assert seen == []
 
 
+def test_what_would_show_after_hours_is_refused_at_once(tmp_path: Path, started: Callable[[dict[str, int]], list[str]]) -> None:
+    seen = started({})
+    flags = Flags(only=("state",), seeds=(0,), out=tmp_path)
+    with pytest.raises(ConfigError, match="--evaluations must be at least 1, got 0"):
+        ablations.main(dataclasses.replace(flags, evaluations=0))
+    with pytest.raises(ConfigError, match=r"--json .* is in a folder|--json .* is no file"):
+        ablations.main(dataclasses.replace(flags, json=tmp_path))
+    assert seen == []
+
+
 def test_sigterm_reaches_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     script = tmp_path / "train.py"
     script.write_text(

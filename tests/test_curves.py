@@ -114,8 +114,14 @@ def test_the_table_says_when_success_was_first_reached(tmp_path: Path) -> None:
     evaluated(tmp_path / "1", (0, 0, 0.0, 0.0), (100_000, 120, 0.4, 1.0), (200_000, 240, 0.7, 1.0), (300_000, 300, 0.9, 1.0))
     rows = curves.table(curves.lines_of((f"one={tmp_path}/0", f"both={tmp_path}/*"))).splitlines()
     assert rows[0] == "| success | 50% | 90% | 95% |"
-    assert rows[2] == "| one | 0.10 M, 1 min | 0.30 M, 3 min | not reached |"
-    assert rows[3] == "| both | 0.20 M, 3 min | 0.30 M, 4 min | not reached |"
+    assert rows[2] == "| one | 0.10 M, 1 min | 0.30 M, 3 min | not by 0.30 M |"
+    assert rows[3] == "| both | 0.20 M, 3 min | 0.30 M, 4 min | not by 0.30 M |"
+    evaluated(tmp_path / "2", (0, 0, 0.0, 0.0))  # one that has just begun: nothing is known of three beyond that
+    rows = curves.table(curves.lines_of((f"all={tmp_path}/*",)), minutes=False).splitlines()
+    assert rows[2] == "| all | not by 0.00 M | not by 0.00 M | not by 0.00 M |"
+    assert curves.table(curves.lines_of((f"one={tmp_path}/0",)), minutes=False).endswith(
+        "| one | 0.10 M | 0.30 M | not by 0.30 M |"
+    )
 
 
 def test_it_draws_a_picture(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -123,7 +129,7 @@ def test_it_draws_a_picture(runs: Path, capsys: pytest.CaptureFixture[str]) -> N
     curves.main(curves.Flags(runs=(f"a={runs}/a/0", f"a={runs}/a/1"), out=out))
     with Image.open(out) as image:
         assert image.width > 1000
-    assert "| a | 0.20 M, 3 min | not reached | not reached |" in capsys.readouterr().out
+    assert "| a | 0.20 M, 3 min | not by 0.20 M | not by 0.20 M |" in capsys.readouterr().out
     curves.main(curves.Flags(runs=(f"b={runs}/b",), out=out))  # no level 3: one row
     with Image.open(out) as image:
         assert image.height < 500

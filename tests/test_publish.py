@@ -1,14 +1,17 @@
 """What is published of a run: the policy, what it is worth, how it was trained, and nothing of where."""
 
+import errno
 import json
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-from aloha_jax import checkpoints
+from aloha_jax import checkpoints, evaluation
 from aloha_jax.config import Config, ConfigError
 from aloha_jax.pixels import RendererUnavailable
 from benchmarks import publish
@@ -40,6 +43,34 @@ def test_nothing_is_written_where_nothing_can_be_judged(run: Path, tmp_path: Pat
     with pytest.raises(RendererUnavailable):
         publish.main(flags)
     assert not flags.to.exists()
+
+
+def test_a_film_that_fails_leaves_report_and_records_and_a_judging_that_does_nothing(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = publish.Flags(model_path=str(run), to=tmp_path / "published", n_episodes=1)
+
+    def interrupted(*args: Any, **options: Any) -> Any:
+        raise KeyboardInterrupt
+
+    evaluate = evaluation.evaluate
+    monkeypatch.setattr(evaluation, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        publish.main(flags)
+    assert not flags.to.exists()
+
+    def full(*args: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def in_c(policy: Any, simulator: str, *args: Any, **options: Any) -> Any:
+        return evaluate(policy, "c", *args, **options)
+
+    monkeypatch.setattr(evaluation, "evaluate", in_c)
+    monkeypatch.setattr(evaluation, "write_mp4", full)
+    with pytest.raises(OSError, match="No space left"):
+        publish.main(flags)
+    assert (flags.to / "report.json").is_file()
+    assert (flags.to / "eval" / "evaluations.csv").is_file()
 
 
 def test_what_is_published_already_stays(run: Path, tmp_path: Path) -> None:

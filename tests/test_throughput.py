@@ -30,3 +30,8 @@ def test_layers_are_measured_next_to_the_bare_one() -> None:
     assert state is not None
     assert state > 0
     assert physics is None  # nothing is below it
+
+
+def test_a_measurement_that_fails_is_told_and_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    assert throughput.main(throughput.Flags(worlds=(3,), steps=1, measure=("state-ppo",))) == 1  # a batch would be of none
+    assert "| 3 | state-ppo | failed: --batch-size must be at least 1, got 0 |" in capsys.readouterr().out
